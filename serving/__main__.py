@@ -1,0 +1,72 @@
+"""Run the service on this machine, or on the cluster that RAY_ADDRESS names, until Ctrl-C."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+import ray
+from ray import serve
+
+from serving.app import ServiceArgs, build_app
+from shared.config import ModelConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    if _is_taken(options.host, options.port):
+        print(f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001")
+        return 1
+    # Ctrl-C and a plain kill end the service the same way, also while it is still starting.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    try:
+        ray.init(address=address)
+        serve.start(http_options={"host": options.host, "port": options.port})
+        num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        serve.run(build_app(ServiceArgs(model=ModelConfig(name=options.model), num_gpus=num_gpus)))
+        print(f"\nReady: http://{_shown(options.host)}:{options.port} (Ctrl-C to stop)", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        print("\nStopping ...", flush=True)
+    finally:
+        # A second Ctrl-C must not leave half of the cluster behind.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if address != "local" and ray.is_initialized():
+            serve.delete("default")
+        ray.shutdown()  # a local cluster goes with it
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        description=__doc__,
+        epilog="example: python -m serving --model ~/models/sdxl --port 8001",
+    )
+    parser.add_argument(
+        "--model", default="postcard", help="bundled name, local folder or hub id (%(default)s)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def _shown(host: str) -> str:
+    return "localhost" if host in ("127.0.0.1", "0.0.0.0") else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The Serve application, from its arguments.
+
+    serve run serving.app:stable_diffusion_app            the bundled model, all defaults
+    serve run serving.app:build_app model=/path/to/model  with arguments
+"""
+
+import os
+
+import ray
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from ray import serve
+from ray.serve import Application
+
+from serving.auth import token_hash
+from serving.generator import Generator
+from serving.ingress import Ingress
+from shared.config import EngineConfig, ModelConfig, Settings
+
+TOKEN_VARIABLE = "API_TOKEN"
+
+
+def _token_hashes_from_environment() -> tuple[str, ...]:
+    token = os.environ.get(TOKEN_VARIABLE)
+    return (token_hash(token),) if token else ()
+
+
+class ServiceArgs(Settings):
+    """The application's arguments, as YAML `args:` or `key=value`; an unknown one is refused.
+
+    `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
+    CPU of a node, since that is the number of threads that torch gets. `token_hashes` are SHA-256
+    hex digests of the bearer tokens that may call (none: everyone may); by default that of the
+    environment variable API_TOKEN, where it is set.
+    """
+
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    num_cpus: PositiveFloat | None = None
+    num_gpus: NonNegativeFloat = 0
+    max_queued_requests: PositiveInt = 128
+    token_hashes: tuple[str, ...] = Field(default_factory=_token_hashes_from_environment)
+
+
+def build_app(args: ServiceArgs) -> Application:
+    """An ingress in front of generators; `deployments:` in a Serve config scales either."""
+    generator = Generator.options(
+        # Twice what denoises at once: the rest is being encoded, or stands ready to step in.
+        max_ongoing_requests=2 * args.engine.max_in_flight,
+        max_queued_requests=args.max_queued_requests,
+        ray_actor_options={"num_cpus": _num_cpus(args), "num_gpus": args.num_gpus},
+    ).bind(args.model, args.engine)
+    # The ingress keeps the model's profile; as its argument, a changed model renews it as well.
+    return Ingress.bind(generator, args.model, args.token_hashes)
+
+
+def _num_cpus(args: ServiceArgs) -> float:
+    if args.num_cpus is not None:
+        return args.num_cpus
+    if args.num_gpus or not ray.is_initialized():
+        return 1
+    return max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
+
+
+stable_diffusion_app = build_app(ServiceArgs())

@@ -1,0 +1,1 @@
+"""Used by both doors; imports no Ray, no web framework, no Parquet."""

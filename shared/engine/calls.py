@@ -1,0 +1,98 @@
+"""Park and resume: a pipeline runs in a greenlet that stops at every call of a parked module."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """A module's forward that a pipeline run waits for. `kwargs` holds every argument by name."""
+
+    run: "PipelineRun"
+    module: nn.Module
+    forward: Callable[..., Any]  # the module's own, which does not park
+    kwargs: dict[str, Any]
+
+
+class PipelineRun:
+    """`function` in a greenlet. Each step runs it on, to its next call (returned) or its end (None).
+
+    At the end either `result` or `error` is set. Only one thread may step a run, and only
+    from outside any run.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._greenlet = _RunGreenlet(self)
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def start(self) -> ModuleCall | None:
+        return self._parked(self._greenlet.switch())
+
+    def resume(self, output: Any) -> ModuleCall | None:
+        """Go on with what the awaited forward gave."""
+        return self._parked(self._greenlet.switch(output))
+
+    def throw(self, error: BaseException) -> ModuleCall | None:
+        """Go on with `error` raised out of the awaited forward."""
+        return self._parked(self._greenlet.throw(error))
+
+    def execute(self) -> None:
+        """The greenlet's body; nothing escapes it, so a failing pipeline ends its own run alone."""
+        try:
+            self.result = self._function()
+        except BaseException as error:
+            self.error = error
+
+    @staticmethod
+    def _parked(switched: Any) -> ModuleCall | None:
+        return switched if isinstance(switched, ModuleCall) else None
+
+
+class _RunGreenlet(greenlet):
+    def __init__(self, pipeline_run: PipelineRun) -> None:
+        super().__init__(pipeline_run.execute)
+        self.pipeline_run = pipeline_run
+
+
+@contextmanager
+def parking(module: nn.Module) -> Iterator[None]:
+    """Within it, a call of `module` from inside a PipelineRun parks; any other goes through."""
+    forward = module.forward
+    if hasattr(forward, "parks"):
+        raise ValueError(f"another engine already runs this {type(module).__name__}")
+    names = list(inspect.signature(forward).parameters)
+
+    @functools.wraps(forward)
+    def park(*args: Any, **kwargs: Any) -> Any:
+        current = getcurrent()
+        if not isinstance(current, _RunGreenlet):
+            return forward(*args, **kwargs)
+        named = dict(zip(names, args, strict=False)) | kwargs
+        assert current.parent is not None
+        return current.parent.switch(ModuleCall(current.pipeline_run, module, forward, named))
+
+    park.parks = True  # type: ignore[attr-defined]
+    with forward_replaced(module, park):
+        yield
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it, this one module runs `forward`; its hooks and its class stay as they are."""
+    own = vars(module).get("forward")  # set where another library already wraps this instance
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

@@ -1,0 +1,36 @@
+"""What can go wrong, as types that both doors translate.
+
+InvalidRequest    the caller's mistake; names the field
+QueueFull         no room to wait; try again later
+Cancelled         the caller gave the request up
+ModelUnavailable  the configured checkpoint cannot be loaded
+EngineDead        fatal: the engine no longer runs, nothing it held will finish
+"""
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be rendered as it stands. `field` is the argument to mend."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)  # both in args, so that it survives pickling
+        self.field = field
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class QueueFull(RuntimeError):
+    """The engine already holds as many waiting requests as its configuration allows."""
+
+
+class Cancelled(RuntimeError):
+    """The request was cancelled before its picture was finished."""
+
+
+class ModelUnavailable(RuntimeError):
+    """The checkpoint is missing, unsafe or incomplete; the message says which and what to do."""
+
+
+class EngineDead(RuntimeError):
+    """The engine was closed or its thread died; its owner has to be replaced."""

@@ -1,0 +1,169 @@
+"""The checkpoint as files: where they lie, what they say, and their fingerprint. Loads no weights."""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline, SchedulerMixin
+from huggingface_hub import cached_assets_path
+
+from shared.config import ModelConfig, RequestDefaults
+from shared.errors import InvalidRequest, ModelUnavailable
+from shared.model_profile import CompleteDefaults, ModelProfile
+
+BUNDLED_MODELS = Path(__file__).resolve().parent.parent / "models"
+
+# A folder may bring its own defaults in this file (the keys of RequestDefaults).
+DEFAULTS_FILE = "request_defaults.json"
+
+# diffusers lists it among the compatible ones, but it samples EDM-preconditioned models alone:
+# with the others' weights it gives noise.
+_NOT_INTERCHANGEABLE = {"EDMEulerScheduler"}
+
+
+def resolve_folder(config: ModelConfig) -> Path:
+    """The local folder of the configured checkpoint; downloads a hub id on first use.
+
+    Raises ModelUnavailable if there is none, or if it has no safetensors weights.
+    """
+    bundled = BUNDLED_MODELS / config.name
+    local = Path(config.name).expanduser()
+    for folder in (bundled, local):
+        if (folder / "model_index.json").is_file():
+            return folder
+    if local.exists() or config.name.startswith((".", "/", "~")):
+        raise ModelUnavailable(
+            f"{config.name} is not a diffusers folder: no model_index.json in it"
+        )
+    try:
+        return Path(
+            DiffusionPipeline.download(
+                config.name,
+                revision=config.revision,
+                variant=config.variant,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"cannot get {config.name} from the hub: {error}") from error
+
+
+def describe_model(config: ModelConfig) -> ModelProfile:
+    """What the configured checkpoint allows and prefers, read from its JSON files."""
+    folder = resolve_folder(config)
+    try:
+        return _read_profile(config, folder)
+    except InvalidRequest as error:
+        raise ModelUnavailable(
+            f"the defaults of {config.name} break its limits: {error}"
+        ) from error
+
+
+def load_noise_schedulers(folder: Path) -> dict[str, SchedulerMixin]:
+    """The checkpoint's own noise scheduler, first, and every other that fits its weights, by name."""
+    own = _own_scheduler(folder)
+    schedulers = {type(own).__name__: own}
+    for scheduler_class in sorted(own.compatibles, key=lambda each: str(each.__name__)):
+        if scheduler_class.__name__ in _NOT_INTERCHANGEABLE | set(schedulers):
+            continue
+        try:
+            schedulers[scheduler_class.__name__] = scheduler_class.from_config(own.config)
+        except ImportError:  # needs a package that is not installed, as torchsde
+            continue
+    return schedulers
+
+
+def fingerprint(folder: Path) -> str:
+    """32 hex digits over the content of every file that loading reads."""
+    digest = hashlib.sha256()
+    for file in _loaded_files(folder):
+        digest.update(f"{file.relative_to(folder).as_posix()} {_file_digest(file)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:
+    schedulers = tuple(load_noise_schedulers(folder))
+    scale = 2 ** (len(_read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    return ModelProfile(
+        name=folder.name if Path(config.name).expanduser().exists() else config.name,
+        fingerprint=fingerprint(folder),
+        size_multiple=scale,
+        schedulers=schedulers,
+        defaults=CompleteDefaults(
+            scheduler=schedulers[0],
+            **_pipeline_defaults(folder, scale)
+            | _folder_defaults(folder)
+            | config.defaults.model_dump(exclude_none=True),
+        ),
+        limits=config.limits,
+    )
+
+
+def _pipeline_defaults(folder: Path, scale: int) -> dict[str, Any]:
+    """What diffusers' own pipeline class and the denoiser's native size give."""
+    pipeline_class = getattr(diffusers, _read_json(folder / "model_index.json")["_class_name"])
+    arguments = inspect.signature(pipeline_class.__call__).parameters
+    defaults = {name: arguments[name].default for name in ("num_inference_steps", "guidance_scale")}
+    for denoiser in ("unet", "transformer"):
+        config_file = folder / denoiser / "config.json"
+        size = _read_json(config_file).get("sample_size") if config_file.is_file() else None
+        if size is not None:
+            height, width = (size, size) if isinstance(size, int) else size
+            defaults |= {"height": height * scale, "width": width * scale}
+    return defaults
+
+
+def _folder_defaults(folder: Path) -> dict[str, Any]:
+    file = folder / DEFAULTS_FILE
+    if not file.is_file():
+        return {}
+    return RequestDefaults.model_validate(_read_json(file)).model_dump(exclude_none=True)
+
+
+def _own_scheduler(folder: Path) -> SchedulerMixin:
+    class_name = _read_json(folder / "scheduler" / "scheduler_config.json")["_class_name"]
+    return getattr(diffusers, class_name).from_pretrained(folder, subfolder="scheduler")
+
+
+def _loaded_files(folder: Path) -> Iterator[Path]:
+    """model_index.json and the component folders it names."""
+    index = _read_json(folder / "model_index.json")
+    yield folder / "model_index.json"
+    for component in sorted(name for name in index if (folder / name).is_dir()):
+        yield from sorted(file for file in (folder / component).rglob("*") if file.is_file())
+
+
+def _file_digest(file: Path) -> str:
+    """sha256 of the content, remembered on disk while the file keeps its size and time."""
+    real = file.resolve()
+    stat = real.stat()
+    identity = f"{real} {stat.st_size} {stat.st_mtime_ns}"
+    cache = cached_assets_path(
+        library_name="stable-diffusion-on-ray",
+        namespace="fingerprints",
+        subfolder=hashlib.sha256(identity.encode()).hexdigest(),
+    )
+    with contextlib.suppress(OSError):
+        return (cache / "sha256").read_text()
+    with real.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # a home that cannot be written costs time, nothing else
+        partial = cache / f"sha256.{os.getpid()}"
+        partial.write_text(digest)
+        partial.replace(cache / "sha256")
+    return digest
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"cannot read {file}: {error}") from error
+    return content

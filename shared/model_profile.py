@@ -1,0 +1,68 @@
+"""What a checkpoint allows and prefers: turns a request into a canonical one. No weights needed."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from shared.config import RequestLimits, Settings
+from shared.errors import InvalidRequest
+from shared.request import CanonicalRequest, ImageRequest
+
+
+class CompleteDefaults(Settings):
+    """The value of every argument that a request may leave out, except the seed."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+
+
+class ModelProfile(Settings):
+    """A checkpoint as the doors see it. `fingerprint` is the content hash of its files."""
+
+    name: str
+    fingerprint: str
+    size_multiple: int
+    schedulers: tuple[str, ...]
+    defaults: CompleteDefaults
+    limits: RequestLimits
+
+    @model_validator(mode="after")
+    def _defaults_are_allowed(self) -> Self:
+        self.canonical(ImageRequest(prompt="any"), seed=0)
+        return self
+
+    def canonical(self, request: ImageRequest, *, seed: int) -> CanonicalRequest:
+        """`request` with its gaps filled, `seed` where it has none; InvalidRequest if not allowed."""
+        chosen = request.model_dump(exclude_none=True)
+        complete = CanonicalRequest.model_validate(
+            {**self.defaults.model_dump(), "seed": seed, **chosen}
+        )
+        self._check(complete)
+        return complete
+
+    def _check(self, request: CanonicalRequest) -> None:
+        limits = self.limits
+        for field in ("prompt", "negative_prompt"):
+            if len(getattr(request, field)) > limits.max_prompt_chars:
+                raise InvalidRequest(field, f"is over {limits.max_prompt_chars} characters")
+        for field in ("width", "height"):
+            self._check_side(field, getattr(request, field))
+        if request.width * request.height > limits.max_pixels:
+            raise InvalidRequest("width", f"x height is over {limits.max_pixels} pixels")
+        if request.num_inference_steps > limits.max_num_inference_steps:
+            raise InvalidRequest("num_inference_steps", f"is over {limits.max_num_inference_steps}")
+        if request.guidance_scale > limits.max_guidance_scale:
+            raise InvalidRequest("guidance_scale", f"is over {limits.max_guidance_scale:g}")
+        if request.scheduler not in self.schedulers:
+            raise InvalidRequest("scheduler", f"must be one of {', '.join(self.schedulers)}")
+
+    def _check_side(self, field: str, side: int) -> None:
+        if not self.limits.min_side <= side <= self.limits.max_side:
+            raise InvalidRequest(
+                field, f"must be from {self.limits.min_side} to {self.limits.max_side} pixels"
+            )
+        if side % self.size_multiple:
+            raise InvalidRequest(field, f"must be a multiple of {self.size_multiple}")

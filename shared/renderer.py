@@ -1,0 +1,96 @@
+"""The one way from an ImageRequest to a GeneratedImage, whichever door it came through."""
+
+import asyncio
+import time
+from typing import Self
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from shared.config import EngineConfig, ModelConfig
+from shared.engine import DenoiseEngine, EngineCounters, RequestStats, Ticket
+from shared.image_codec import encode_png
+from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
+from shared.model_profile import ModelProfile
+from shared.pipeline import load_pipeline
+from shared.request import CanonicalRequest, GeneratedImage, Provenance, Timings
+
+
+class Renderer:
+    """An engine on a loaded checkpoint, fed with canonical requests."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
+        """Load the checkpoint; raises ModelUnavailable with the reason if that cannot be."""
+        self.profile: ModelProfile = describe_model(model)
+        self._schedulers = load_noise_schedulers(resolve_folder(model))
+        pipeline: DiffusionPipeline = load_pipeline(model)
+        self._dtype = str(pipeline.dtype).removeprefix("torch.")
+        self._engine = DenoiseEngine(pipeline, engine)
+
+    async def render(self, request: CanonicalRequest) -> GeneratedImage:
+        """Render one picture; cancelling the caller frees its place at the next step."""
+        ticket = self._submit(request)
+        output = await ticket
+        # The encoder is C code without the interpreter's lock: the event loop stays free.
+        return await asyncio.to_thread(self._encode, request, output.images[0], ticket.stats)
+
+    def warm_up(self) -> None:
+        """Render one picture of the defaults, so that the first caller does not pay for first calls."""
+        request = CanonicalRequest(
+            prompt="a", seed=0, **self.profile.defaults.model_dump() | {"num_inference_steps": 2}
+        )
+        self._submit(request).result()
+
+    def counters(self) -> EngineCounters:
+        return self._engine.counters()
+
+    def check_alive(self) -> None:
+        """Raise EngineDead if nothing will ever be rendered here again."""
+        self._engine.check_alive()
+
+    def close(self, *, cancel: bool = False) -> None:
+        self._engine.close(cancel=cancel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, request: CanonicalRequest) -> Ticket:
+        return self._engine.submit(
+            scheduler=self._schedulers[request.scheduler],
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            width=request.width,
+            height=request.height,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            # On the CPU whatever the device, so that a seed means the same noise everywhere.
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+        )
+
+    def _encode(
+        self, request: CanonicalRequest, image: Image.Image, stats: RequestStats
+    ) -> GeneratedImage:
+        provenance = Provenance(
+            request=request,
+            model=self.profile.name,
+            model_fingerprint=self.profile.fingerprint,
+            dtype=self._dtype,
+        )
+        started = time.perf_counter()
+        data = encode_png(image, provenance)
+        return GeneratedImage(
+            data=data,
+            format="png",
+            provenance=provenance,
+            timings=Timings(
+                queue_s=stats.queue_s,
+                render_s=stats.run_s,
+                encode_s=time.perf_counter() - started,
+                num_forwards=stats.num_forwards,
+                num_shared_forwards=stats.num_shared_forwards,
+            ),
+        )

@@ -1,0 +1,129 @@
+"""What is asked for and what comes back: the HTTP body and the Parquet row alike. No tensors."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import InvalidRequest
+
+# JSON readers keep whole numbers exact up to here (RFC 8259, section 6).
+MAX_SEED = 2**53 - 1
+
+Side = Annotated[int, Field(ge=1, description="Pixels; a multiple of 8 within the model's limits.")]
+Steps = Annotated[int, Field(ge=1, description="Denoising steps.")]
+Guidance = Annotated[
+    float,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="Classifier-free guidance; at 1 or below the negative prompt has no effect.",
+    ),
+]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the noise; drawn where left out.")]
+SchedulerName = Annotated[str, Field(description="Class name of a diffusers noise scheduler.")]
+
+
+class ImageRequest(BaseModel):
+    """One picture, in diffusers' argument names. What is left out, the model's defaults fill."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = Field(pattern=r"\S", description="What to draw.")
+    negative_prompt: str = Field(default="", description="What to keep away from.")
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    scheduler: SchedulerName | None = None
+    seed: Seed | None = None
+
+
+class CanonicalRequest(ImageRequest):
+    """A request with nothing left open: on one model it is one picture."""
+
+    width: Side
+    height: Side
+    num_inference_steps: Steps
+    guidance_scale: Guidance
+    scheduler: SchedulerName
+    seed: Seed
+
+    def image_id(self, model_fingerprint: str, source: str = "") -> str:
+        """32 hex digits that name this picture; `source` tells equal requests of a dataset apart."""
+        identity = [self.model_dump(), model_fingerprint, source]
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
+
+
+class Provenance(BaseModel):
+    """Everything that decides a picture's pixels; written into the file itself."""
+
+    model_config = ConfigDict(frozen=True)
+
+    request: CanonicalRequest
+    model: str
+    model_fingerprint: str
+    dtype: str
+
+
+class Timings(BaseModel):
+    """Seconds a picture took, and how much of its work was shared with others."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue_s: float
+    render_s: float
+    encode_s: float
+    num_forwards: int
+    num_shared_forwards: int
+
+
+class GeneratedImage(BaseModel):
+    """An encoded picture, ready to send or store."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: bytes
+    format: Literal["png"]
+    provenance: Provenance
+    timings: Timings
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.format}"
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the encoded bytes."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def parse_request(fields: Mapping[str, Any]) -> ImageRequest:
+    """`fields` as an ImageRequest; raises InvalidRequest naming the first wrong field."""
+    try:
+        return ImageRequest.model_validate(fields)
+    except ValidationError as error:
+        raise first_problem(error.errors()) from None
+
+
+def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """The first of pydantic's errors as ours, whichever door they came through."""
+    error = errors[0]
+    # FastAPI prefixes where the field stood; a broken JSON body has a character offset instead.
+    path = [str(part) for part in error["loc"] if part not in ("body", "query")]
+    if error["type"] == "json_invalid":
+        return InvalidRequest("body", "is not valid JSON")
+    field = ".".join(path) or "body"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join(ImageRequest.model_fields)
+        return InvalidRequest(field, f"is not a field of a request; the fields are {known}")
+    if error["type"] == "string_pattern_mismatch":
+        return InvalidRequest(field, "must not be empty")
+    return InvalidRequest(field, str(error["msg"]))
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for equal values, so that it can be hashed and compared."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
