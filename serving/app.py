@@ -1,14 +1,13 @@
 """The Serve application, from its arguments.
 
-    serve run serving.app:stable_diffusion_app            the bundled model, all defaults
-    serve run serving.app:build_app model=/path/to/model  with arguments
+serve run serving.app:stable_diffusion_app            the bundled model, all defaults
+serve run serving.app:build_app model=/path/to/model  with arguments
 """
 
 import os
 
 import ray
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from ray import serve
 from ray.serve import Application
 
 from serving.auth import token_hash
@@ -43,14 +42,16 @@ class ServiceArgs(Settings):
 
 def build_app(args: ServiceArgs) -> Application:
     """An ingress in front of generators; `deployments:` in a Serve config scales either."""
-    generator = Generator.options(
+    generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
         # Twice what denoises at once: the rest is being encoded, or stands ready to step in.
         max_ongoing_requests=2 * args.engine.max_in_flight,
         max_queued_requests=args.max_queued_requests,
         ray_actor_options={"num_cpus": _num_cpus(args), "num_gpus": args.num_gpus},
     ).bind(args.model, args.engine)
     # The ingress keeps the model's profile; as its argument, a changed model renews it as well.
-    return Ingress.bind(generator, args.model, args.token_hashes)
+    return Ingress.bind(  # type: ignore[attr-defined]
+        generator, args.model, args.token_hashes
+    )
 
 
 def _num_cpus(args: ServiceArgs) -> float:
@@ -58,7 +59,7 @@ def _num_cpus(args: ServiceArgs) -> float:
         return args.num_cpus
     if args.num_gpus or not ray.is_initialized():
         return 1
-    return max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])
+    return max(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
 
 
 stable_diffusion_app = build_app(ServiceArgs())

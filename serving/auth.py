@@ -26,5 +26,6 @@ class TokenAuth:
             return
         offered = token_hash(token or "").encode()
         # Every hash is compared, so that the time taken says nothing.
-        if not any([hmac.compare_digest(offered, known) for known in self._hashes]):
+        matches = [hmac.compare_digest(offered, known) for known in self._hashes]
+        if not any(matches):
             raise Unauthorized("a valid bearer token is required")

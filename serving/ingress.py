@@ -36,7 +36,9 @@ Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_
 class ImagineQuery(ImageRequest):
     """An ImageRequest as a query string."""
 
-    img_size: int | None = Field(default=None, ge=1, description="Width and height of a square picture.")
+    img_size: int | None = Field(
+        default=None, ge=1, description="Width and height of a square picture."
+    )
 
     def to_request(self) -> ImageRequest:
         fields = self.model_dump(exclude={"img_size"}, exclude_none=True)
@@ -85,7 +87,9 @@ class Ingress:
         self._profile: ModelProfile | None = None
 
     @app.get("/imagine", response_class=PngResponse, responses=ERROR_RESPONSES)
-    async def imagine_by_query(self, query: Annotated[ImagineQuery, Query()], token: Bearer) -> Response:
+    async def imagine_by_query(
+        self, query: Annotated[ImagineQuery, Query()], token: Bearer
+    ) -> Response:
         """A picture of `prompt`; `img_size` is its side in pixels."""
         try:
             return await self._imagine(query.to_request(), token)

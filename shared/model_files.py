@@ -1,4 +1,4 @@
-"""The checkpoint as files: where they lie, what they say, and their fingerprint. Loads no weights."""
+"""The checkpoint as files: where they lie, what they say, their fingerprint. Loads no weights."""
 
 import contextlib
 import hashlib
@@ -12,10 +12,12 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import cached_assets_path
+from pydantic import ValidationError
 
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
 from shared.model_profile import CompleteDefaults, ModelProfile
+from shared.request import ImageRequest
 
 BUNDLED_MODELS = Path(__file__).resolve().parent.parent / "models"
 
@@ -59,15 +61,15 @@ def describe_model(config: ModelConfig) -> ModelProfile:
     """What the configured checkpoint allows and prefers, read from its JSON files."""
     folder = resolve_folder(config)
     try:
-        return _read_profile(config, folder)
-    except InvalidRequest as error:
-        raise ModelUnavailable(
-            f"the defaults of {config.name} break its limits: {error}"
-        ) from error
+        profile = _read_profile(config, folder)
+        profile.canonical(ImageRequest(prompt="any"), seed=0)
+    except (InvalidRequest, ValidationError) as error:
+        raise ModelUnavailable(f"the defaults of {config.name} do not hold: {error}") from error
+    return profile
 
 
 def load_noise_schedulers(folder: Path) -> dict[str, SchedulerMixin]:
-    """The checkpoint's own noise scheduler, first, and every other that fits its weights, by name."""
+    """The checkpoint's own noise scheduler, then every other that fits its weights, by name."""
     own = _own_scheduler(folder)
     schedulers = {type(own).__name__: own}
     for scheduler_class in sorted(own.compatibles, key=lambda each: str(each.__name__)):

@@ -1,9 +1,5 @@
 """What a checkpoint allows and prefers: turns a request into a canonical one. No weights needed."""
 
-from typing import Self
-
-from pydantic import model_validator
-
 from shared.config import RequestLimits, Settings
 from shared.errors import InvalidRequest
 from shared.request import CanonicalRequest, ImageRequest
@@ -29,13 +25,8 @@ class ModelProfile(Settings):
     defaults: CompleteDefaults
     limits: RequestLimits
 
-    @model_validator(mode="after")
-    def _defaults_are_allowed(self) -> Self:
-        self.canonical(ImageRequest(prompt="any"), seed=0)
-        return self
-
     def canonical(self, request: ImageRequest, *, seed: int) -> CanonicalRequest:
-        """`request` with its gaps filled, `seed` where it has none; InvalidRequest if not allowed."""
+        """`request` with its gaps filled, `seed` where it has none; raises InvalidRequest."""
         chosen = request.model_dump(exclude_none=True)
         complete = CanonicalRequest.model_validate(
             {**self.defaults.model_dump(), "seed": seed, **chosen}

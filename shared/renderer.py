@@ -36,7 +36,7 @@ class Renderer:
         return await asyncio.to_thread(self._encode, request, output.images[0], ticket.stats)
 
     def warm_up(self) -> None:
-        """Render one picture of the defaults, so that the first caller does not pay for first calls."""
+        """Render a default picture, so that the first caller does not pay for first calls."""
         request = CanonicalRequest(
             prompt="a", seed=0, **self.profile.defaults.model_dump() | {"num_inference_steps": 2}
         )

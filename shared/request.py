@@ -52,7 +52,7 @@ class CanonicalRequest(ImageRequest):
     seed: Seed
 
     def image_id(self, model_fingerprint: str, source: str = "") -> str:
-        """32 hex digits that name this picture; `source` tells equal requests of a dataset apart."""
+        """32 hex digits that name this picture; `source` tells equal rows of a dataset apart."""
         identity = [self.model_dump(), model_fingerprint, source]
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
 

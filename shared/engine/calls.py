@@ -22,7 +22,7 @@ class ModuleCall:
 
 
 class PipelineRun:
-    """`function` in a greenlet. Each step runs it on, to its next call (returned) or its end (None).
+    """`function` in a greenlet. Each step runs it to its next call (returned) or its end (None).
 
     At the end either `result` or `error` is set. Only one thread may step a run, and only
     from outside any run.

@@ -1,4 +1,4 @@
-"""The engine: a thread that runs every request's pipeline step by step, and the tickets it gives."""
+"""The engine: a thread that runs every request's pipeline step by step, and its tickets."""
 
 import asyncio
 import copy
@@ -223,7 +223,8 @@ class DenoiseEngine:
         for request in waiting:
             self._fail(request, Cancelled("cancelled while it waited"))
         for request in [each for each in self._running if each.ticket._is_cancel_asked]:
-            assert request.run is not None and request.parked is not None
+            assert request.run is not None
+            assert request.parked is not None
             self._step_scheduler.remove(request.parked)
             self._parked(request, request.run.throw(Cancelled("cancelled between two steps")))
 

@@ -153,7 +153,9 @@ def _fixed_lines(layer: nn.Linear) -> Iterator[None]:
         if lines.ndim != 2:
             return own(lines)
         padded = F.pad(lines, (0, 0, 0, -len(lines) % _LINEAR_LINES))
-        return torch.cat([own(part) for part in padded.split(_LINEAR_LINES)])[: len(lines)]
+        return torch.cat([own(part) for part in padded.chunk(len(padded) // _LINEAR_LINES)])[
+            : len(lines)
+        ]
 
     with forward_replaced(layer, forward_fixed):
         yield

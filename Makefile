@@ -1,0 +1,58 @@
+# Every target sets up what it needs, and is quick where nothing changed.
+PYTHON ?= python3
+PORT   ?= 8000
+MODEL  ?= postcard
+INPUT  ?= examples/prompts.parquet
+OUTPUT ?= out
+
+BIN := .venv/bin
+INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
+
+# transformers says at every import that it does without torchvision, which we do not need.
+export TRANSFORMERS_VERBOSITY := error
+
+.PHONY: help setup serve render test lint format bench clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/'
+
+setup: .venv/.runtime  ## install what serving and rendering need into .venv
+
+serve: .venv/.runtime  ## run the service: PORT=8000 MODEL=postcard
+	@$(BIN)/python -m serving --port $(PORT) --model $(MODEL)
+
+render: .venv/.runtime  ## render a dataset: INPUT=examples/prompts.parquet OUTPUT=out MODEL=postcard
+	@$(BIN)/python -m jobs.render --input $(INPUT) --output $(OUTPUT) --model $(MODEL)
+
+test: .venv/.dev  ## all tests; ARGS="-m 'not cluster'" for those without Ray
+	@$(BIN)/pytest $(ARGS)
+
+lint: .venv/.dev  ## style, types and import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.dev  ## put the code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: .venv/.bench  ## the engine beside the plain pipeline, on this machine
+	@$(BIN)/python benchmarks/throughput.py
+
+clean:  ## remove the environment and what was rendered into ./out
+	rm -rf .venv out
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d. Try: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into .venv; the first time this takes some minutes ..."
+	@$(INSTALL) .
+	@touch $@
+
+.venv/.%: .venv/.runtime
+	@echo "Installing the $* tools ..."
+	@$(INSTALL) ".[$*]"
+	@touch $@

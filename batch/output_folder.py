@@ -1,0 +1,70 @@
+"""A folder on any filesystem that pyarrow knows: a local path, s3://, gs://, ..."""
+
+import uuid
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+
+def resolve(location: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem and the path in it of a local path or a URI."""
+    if "://" not in location:
+        location = Path(location).expanduser().absolute().as_uri()
+    filesystem, path = fs.FileSystem.from_uri(location)
+    return filesystem, path
+
+
+class OutputFolder:
+    """Names are relative, with forward slashes. A file is not there or is there whole."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._filesystem, self._root = resolve(location)
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        if not isinstance(self._filesystem, fs.LocalFileSystem):
+            self._put(path, data)  # an object store shows an object only when it is whole
+            return
+        target = PurePosixPath(path)
+        self._filesystem.create_dir(str(target.parent), recursive=True)
+        partial = str(target.with_name(f".{target.name}.{uuid.uuid4().hex}"))
+        self._put(partial, data)
+        self._filesystem.move(partial, path)
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        with self._filesystem.open_input_stream(self._path(name)) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def exists(self, name: str) -> bool:
+        info = self._filesystem.get_file_info(self._path(name))
+        return bool(info.type == fs.FileType.File)
+
+    def list(self, folder: str) -> list[str]:
+        """The sorted file names in a folder; none where there is no such folder."""
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        names = [info.base_name for info in self._filesystem.get_file_info(selector)]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def delete(self, folder: str) -> None:
+        """Delete a folder with all it holds, if it is there."""
+        self._filesystem.delete_dir_contents(self._path(folder), missing_dir_ok=True)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write(name, sink.getvalue().to_pybytes())
+
+    def read_table(self, name: str) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self.read(name)))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _put(self, path: str, data: bytes) -> None:
+        with self._filesystem.open_output_stream(path) as stream:
+            stream.write(data)

@@ -1,0 +1,102 @@
+"""The rows of the plan, the metadata and the rejected, as Parquet columns."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+
+from shared.model_profile import ModelProfile
+from shared.request import CanonicalRequest, GeneratedImage
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("source_row", pa.int64()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("num_inference_steps", pa.int32()),
+        ("guidance_scale", pa.float64()),
+        ("scheduler", pa.string()),
+        ("seed", pa.int64()),
+    ]
+)
+
+METADATA_SCHEMA = pa.schema(
+    [
+        *PLAN_SCHEMA,
+        ("model", pa.string()),
+        ("model_fingerprint", pa.string()),
+        ("dtype", pa.string()),
+        ("status", pa.string()),  # "ok" or "error"
+        ("error", pa.string()),
+        ("file_name", pa.string()),  # relative to images/
+        ("sha256", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("queue_s", pa.float64()),
+        ("render_s", pa.float64()),
+        ("encode_s", pa.float64()),
+        ("num_forwards", pa.int32()),
+        ("num_shared_forwards", pa.int32()),
+    ]
+)
+
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("source_row", pa.int64()),
+        ("field", pa.string()),
+        ("reason", pa.string()),
+        ("row", pa.string()),  # what the input had, as JSON
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """One row of the plan. `source_row` counts the input's rows from 0, over all its files."""
+
+    image_id: str
+    source_row: int
+    request: CanonicalRequest
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        request = {name: row[name] for name in CanonicalRequest.model_fields}
+        return cls(row["image_id"], row["source_row"], CanonicalRequest.model_validate(request))
+
+    def to_row(self) -> dict[str, Any]:
+        return {
+            "image_id": self.image_id,
+            "source_row": self.source_row,
+            **self.request.model_dump(),
+        }
+
+
+def rendered_row(planned: PlannedImage, image: GeneratedImage, file_name: str) -> dict[str, Any]:
+    """The metadata of a picture that was rendered and stored."""
+    return {
+        **planned.to_row(),
+        **image.provenance.model_dump(exclude={"request"}),
+        **image.timings.model_dump(),
+        "status": "ok",
+        "file_name": file_name,
+        "sha256": image.sha256,
+        "num_bytes": len(image.data),
+    }
+
+
+def failed_row(planned: PlannedImage, profile: ModelProfile, error: Exception) -> dict[str, Any]:
+    """The metadata of a picture that could not be rendered."""
+    return {
+        **planned.to_row(),
+        "model": profile.name,
+        "model_fingerprint": profile.fingerprint,
+        "status": "error",
+        "error": f"{type(error).__name__}: {error}",
+    }
+
+
+def to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table; what a row leaves out is null."""
+    return pa.Table.from_pylist(rows, schema=schema)

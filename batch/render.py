@@ -1,0 +1,106 @@
+"""Render: a Ray Data job over the shards that are not committed yet, on a pool of engine actors."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.data import ActorPoolStrategy
+
+from batch.output_folder import OutputFolder
+from batch.plan import Plan, read_shard
+from batch.records import METADATA_SCHEMA, PlannedImage, failed_row, rendered_row, to_table
+from shared.config import EngineConfig, ModelConfig, Settings
+from shared.errors import EngineDead
+from shared.renderer import Renderer
+
+# The next shard already feeds the engine while the last pictures of one are finishing.
+_SHARDS_AT_ONCE = 2
+
+
+class Workers(Settings):
+    """How many engines render, and what Ray reserves for each. CPUs are torch's threads too."""
+
+    concurrency: int
+    num_cpus: float
+    num_gpus: float
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of a shard's pictures."""
+
+    shard: str
+    num_ok: int
+    num_error: int
+
+
+def metadata_file(shard: str) -> str:
+    return f"metadata/{shard}.parquet"
+
+
+def pending_shards(plan: Plan, output: OutputFolder) -> list[str]:
+    """The shards that are not committed."""
+    committed = set(output.list("metadata"))
+    return [shard for shard in plan.shards if f"{shard}.parquet" not in committed]
+
+
+def render_shards(
+    shards: list[str], output: OutputFolder, model: ModelConfig, workers: Workers
+) -> Iterator[ShardResult]:
+    """Render and commit `shards`; gives each one's result when it is committed."""
+    results = ray.data.from_items(
+        [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+    ).map_batches(
+        ShardRenderer,
+        batch_size=1,
+        fn_constructor_args=(output.location, model),
+        num_cpus=workers.num_cpus,
+        num_gpus=workers.num_gpus,
+        compute=ActorPoolStrategy(
+            size=workers.concurrency,
+            max_tasks_in_flight_per_actor=2 * _SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
+        ),
+    )
+    for row in results.iter_rows():
+        yield ShardResult(**row)
+
+
+class ShardRenderer:
+    """One engine. As a Ray Data actor it takes batches of one shard name each."""
+
+    def __init__(self, output: str, model: ModelConfig) -> None:
+        engine = EngineConfig()
+        self._output = OutputFolder(output)
+        self._renderer = Renderer(model, engine)
+        # Enough that the engine never waits for a picture to be stored; the rest of the shards
+        # stays out of memory until then.
+        self._room = asyncio.Semaphore(2 * engine.max_in_flight)
+
+    async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, Any]]:
+        result = await self.render(str(batch["shard"][0]))
+        yield {name: [value] for name, value in asdict(result).items()}
+
+    async def render(self, shard: str) -> ShardResult:
+        """Store the shard's pictures, then its metadata in one write: that commits it."""
+        planned = await asyncio.to_thread(read_shard, self._output, shard)
+        rows = await asyncio.gather(*(self._render_image(shard, each) for each in planned))
+        table = to_table(rows, METADATA_SCHEMA)
+        await asyncio.to_thread(self._output.write_table, metadata_file(shard), table)
+        num_ok = sum(row["status"] == "ok" for row in rows)
+        return ShardResult(shard, num_ok, len(rows) - num_ok)
+
+    async def _render_image(self, shard: str, planned: PlannedImage) -> dict[str, Any]:
+        async with self._room:
+            try:
+                image = await self._renderer.render(planned.request)
+            except EngineDead:
+                raise  # nothing more will come of this actor; Ray has to replace it
+            except Exception as error:
+                return failed_row(planned, self._renderer.profile, error)
+            file_name = f"{shard}/{planned.image_id}.{image.format}"
+            await asyncio.to_thread(self._output.write, f"images/{file_name}", image.data)
+            return rendered_row(planned, image, file_name)

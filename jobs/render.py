@@ -1,0 +1,203 @@
+"""Render a Parquet dataset of prompts into a folder of pictures with metadata.
+
+Each input row is a request: a column `prompt`, and where wanted negative_prompt, width, height,
+num_inference_steps, guidance_scale, scheduler and seed. Run it again to go on where it stopped.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import ray
+from ray.data import DataContext
+
+from batch.output_folder import OutputFolder
+from batch.plan import DifferentRun, InputUnusable, Plan, PromptTable, RunSettings, make_plan
+from batch.render import Workers, pending_shards, render_shards
+from batch.report import REPORT, Summary, read_summary, write_report
+from shared.config import ModelConfig
+from shared.errors import ModelUnavailable
+from shared.model_files import describe_model
+
+ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
+
+_EPILOG = """
+examples:
+  python -m jobs.render --input examples/prompts.parquet --output out
+  ray job submit --working-dir . -- \\
+      python -m jobs.render --input s3://bucket/prompts --output s3://bucket/pictures
+
+exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 crash
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    try:
+        _refuse_lost_output(options.output)
+        return _run(options)
+    except (DifferentRun, InputUnusable, ModelUnavailable, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+
+
+class UsageError(ValueError):
+    """The arguments cannot be right together."""
+
+
+def _run(options: argparse.Namespace) -> int:
+    model = ModelConfig(name=options.model, device=options.device, dtype=options.dtype)
+    output = OutputFolder(options.output)
+    plan = _plan(options, model, output)
+    pending = pending_shards(plan, output)
+    summary = read_summary(output)
+    if not pending and summary is not None:
+        print(f"Nothing to do: this run's {plan.num_planned} pictures are in {output.location}")
+        return _exit_code(summary)
+    if pending:
+        _render(pending, plan, output, model, options)
+    summary = write_report(plan, output)
+    _print_summary(summary, output)
+    return _exit_code(summary)
+
+
+def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder) -> Plan:
+    source = PromptTable(options.input)
+    settings = RunSettings(
+        input_files=source.files(),
+        model=describe_model(model),
+        dtype=model.dtype,
+        seed=options.seed,
+        shard_rows=options.shard_rows,
+    )
+    plan = make_plan(source, output, settings)
+    print(
+        f"Planned {plan.num_planned} pictures in {plan.num_shards} shards; "
+        f"{plan.num_rejected} input rows rejected"
+    )
+    if plan.unused_columns:
+        print(f"Columns not used: {', '.join(plan.unused_columns)}")
+    return plan
+
+
+def _render(
+    pending: list[str],
+    plan: Plan,
+    output: OutputFolder,
+    model: ModelConfig,
+    options: argparse.Namespace,
+) -> None:
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # One line of our own per shard says more, and reads well in a job's log.
+    DataContext.get_current().enable_progress_bars = False
+    workers = _workers(options)
+    print(
+        f"Rendering {len(pending)} of {plan.num_shards} shards on {workers.concurrency} engine(s) "
+        f"with {workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs each",
+        flush=True,
+    )
+    progress = _Progress(num_shards=len(pending))
+    for result in render_shards(pending, output, model, workers):
+        progress.add(result.num_ok, result.num_error)
+
+
+class _Progress:
+    """A line per committed shard: what is done, how fast, and how long the rest will take."""
+
+    def __init__(self, num_shards: int) -> None:
+        self._num_shards = num_shards
+        self._started = time.monotonic()
+        self._done = self._ok = self._failed = 0
+
+    def add(self, num_ok: int, num_error: int) -> None:
+        self._done += 1
+        self._ok += num_ok
+        self._failed += num_error
+        elapsed = time.monotonic() - self._started
+        left_s = elapsed / self._done * (self._num_shards - self._done)
+        print(
+            f"{self._done}/{self._num_shards} shards  {self._ok} pictures  "
+            f"{self._ok / elapsed:.2f}/s  {self._failed} failed  "
+            f"{elapsed:.0f} s gone, about {left_s:.0f} s left",
+            flush=True,
+        )
+
+
+def _workers(options: argparse.Namespace) -> Workers:
+    """An engine per GPU; without GPUs one per node, on all its CPUs."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+    default = (
+        Workers(concurrency=num_gpus, num_cpus=1, num_gpus=1)
+        if num_gpus
+        else Workers(concurrency=len(cpus), num_cpus=min(cpus), num_gpus=0)
+    )
+    asked = {name: getattr(options, name) for name in Workers.model_fields}
+    return default.model_copy(
+        update={name: value for name, value in asked.items() if value is not None}
+    )
+
+
+def _refuse_lost_output(location: str) -> None:
+    """A submitted job runs in a copy of its working directory, which is deleted afterwards."""
+    in_submitted_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_submitted_job and "://" not in location and not os.path.isabs(location):
+        raise UsageError(
+            f"--output {location} is relative to a submitted job's own copy of the working "
+            "directory and would be lost with it; give an absolute path or a URI"
+        )
+
+
+def _print_summary(summary: Summary, output: OutputFolder) -> None:
+    print(
+        f"{summary.num_ok} of {summary.num_planned} pictures rendered, {summary.num_error} failed, "
+        f"{summary.num_rejected} rows rejected, {summary.num_missing} missing: "
+        f"{output.location.rstrip('/')}/{REPORT}"
+    )
+
+
+def _exit_code(summary: Summary) -> int:
+    if not summary.is_exact:
+        return CRASHED
+    return SOME_FAILED if summary.num_error or summary.num_rejected else ALL_RENDERED
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.render",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", required=True, help="a Parquet file or a folder of them: a path or a URI")
+    add("--output", required=True, help="the folder to fill: a path or a URI")
+    add("--model", default="postcard", help="bundled name, local folder or hub id (%(default)s)")
+    add("--device", default="auto", help="torch's name of the device (%(default)s)")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
+    add("--shard-rows", type=_positive, default=16, help="pictures committed at once (%(default)s)")
+    add("--concurrency", type=_positive, help="engines (one per GPU, or per node without GPUs)")
+    add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
+    add("--num-gpus", type=float, help="GPUs of each engine")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

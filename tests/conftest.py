@@ -1,0 +1,126 @@
+"""What the tests share: the bundled pipeline, small models built here, one Ray cluster."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before ray is imported anywhere: a private folder (short: it holds sockets) and no login.
+RAY_FOLDER = Path(tempfile.mkdtemp(prefix="sdr-", dir="/tmp"))
+(RAY_FOLDER / "ray").mkdir()
+os.environ |= {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TMPDIR": str(RAY_FOLDER),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+}
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("API_TOKEN", None)
+
+import pytest  # noqa: E402
+from diffusers import DiffusionPipeline  # noqa: E402
+
+from shared.config import ModelConfig  # noqa: E402
+from shared.model_files import BUNDLED_MODELS, describe_model  # noqa: E402
+from shared.model_profile import ModelProfile  # noqa: E402
+from shared.pipeline import load_pipeline  # noqa: E402
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(RAY_FOLDER, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def profile() -> ModelProfile:
+    return describe_model(ModelConfig())
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> DiffusionPipeline:
+    pipeline = load_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A copy of the bundled model that a test may spoil."""
+    return Path(shutil.copytree(BUNDLED_MODELS / "postcard", tmp_path / "model"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Cluster:
+    """A Ray head of its own in a process of its own, addressed by `address` and `dashboard`."""
+
+    def __init__(self) -> None:
+        gcs, dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{gcs}"
+        self.dashboard = f"http://127.0.0.1:{dashboard}"
+        options = {
+            "port": gcs,
+            "node-ip-address": "127.0.0.1",
+            "dashboard-port": dashboard,
+            "dashboard-agent-listen-port": free_port(),
+            "ray-client-server-port": free_port(),
+            "temp-dir": RAY_FOLDER / "head",
+            # More than there are: replicas, engines and drivers live side by side in the tests.
+            "num-cpus": 16,
+        }
+        self._log = (RAY_FOLDER / "head.log").open("w")
+        self._process = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("ray"),
+                "start",
+                "--head",
+                "--block",
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._wait_until_up()
+
+    def environment(self) -> dict[str, str]:
+        """For subprocesses that are to use this cluster."""
+        return os.environ | {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._log.close()
+
+    def _wait_until_up(self) -> None:
+        host, port = self.dashboard.removeprefix("http://").split(":")
+        for _ in range(600):
+            assert self._process.poll() is None, (RAY_FOLDER / "head.log").read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex((host, int(port))) == 0:
+                    return
+            time.sleep(0.1)
+        raise AssertionError("the cluster did not come up")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    started = Cluster()
+    yield started
+    started.stop()

@@ -1,0 +1,95 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.config import ModelConfig, RequestDefaults, RequestLimits
+from shared.errors import ModelUnavailable
+from shared.model_files import DEFAULTS_FILE, describe_model, fingerprint
+from shared.pipeline import load_pipeline
+
+
+def config(folder: Path, **fields: object) -> ModelConfig:
+    return ModelConfig(name=str(folder), **fields)
+
+
+def test_the_fingerprint_is_of_the_content_not_the_place(model_folder: Path) -> None:
+    bundled = describe_model(ModelConfig())
+    copied = describe_model(config(model_folder))
+    assert copied.fingerprint == bundled.fingerprint
+    (model_folder / "README.md").write_text("not read by the loader")
+    assert fingerprint(model_folder) == bundled.fingerprint
+
+
+def test_the_fingerprint_changes_with_any_weight(model_folder: Path) -> None:
+    before = fingerprint(model_folder)
+    weights = model_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(model_folder) != before
+
+
+def test_without_defaults_of_its_own_diffusers_hold(model_folder: Path) -> None:
+    (model_folder / DEFAULTS_FILE).unlink()
+    defaults = describe_model(config(model_folder)).defaults
+    assert (defaults.num_inference_steps, defaults.guidance_scale) == (50, 7.5)
+    assert (defaults.width, defaults.height) == (256, 256)
+
+
+def test_the_configuration_has_the_last_word_on_defaults(model_folder: Path) -> None:
+    asked = config(model_folder, defaults=RequestDefaults(width=128, num_inference_steps=5))
+    defaults = describe_model(asked).defaults
+    assert (defaults.width, defaults.height) == (128, 256)
+    assert (defaults.num_inference_steps, defaults.guidance_scale) == (5, 4.0)
+
+
+def test_defaults_outside_the_limits_are_refused(model_folder: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="num_inference_steps"):
+        describe_model(config(model_folder, limits=RequestLimits(max_num_inference_steps=10)))
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    for name in (str(tmp_path), "./no/such/folder"):
+        with pytest.raises(ModelUnavailable, match="not a diffusers folder"):
+            load_pipeline(name)
+
+
+def test_a_hub_id_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ModelUnavailable, match="cannot get nobody/nothing from the hub"):
+        load_pipeline("nobody/nothing")
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_pickled_weights_are_refused(model_folder: Path, component: str) -> None:
+    (safe,) = (model_folder / component).glob("*.safetensors")
+    safe.unlink()
+    torch.save({}, safe.with_suffix(".bin"))
+    with pytest.raises(ModelUnavailable, match="safetensors"):
+        load_pipeline(config(model_folder))
+
+
+def test_code_in_a_checkpoint_is_never_run(model_folder: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    code = f"open({str(proof)!r}, 'w')\nfrom diffusers import UNet2DConditionModel as Own\n"
+    (model_folder / "unet" / "own.py").write_text(code)
+    index = json.loads((model_folder / "model_index.json").read_text())
+    index["unet"] = ["own", "Own"]
+    (model_folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelUnavailable, match="custom code"):
+        load_pipeline(config(model_folder))
+    assert not proof.exists()
+
+
+def test_a_truncated_checkpoint_is_refused_in_words(model_folder: Path) -> None:
+    shutil.rmtree(model_folder / "scheduler")
+    with pytest.raises(ModelUnavailable, match="scheduler_config.json"):
+        describe_model(config(model_folder))
+
+
+def test_loading_keeps_torchs_number_of_threads() -> None:
+    before = torch.get_num_threads()
+    load_pipeline()
+    assert torch.get_num_threads() == before

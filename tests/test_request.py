@@ -1,0 +1,74 @@
+import math
+
+import pytest
+
+from shared.errors import InvalidRequest
+from shared.request import CanonicalRequest, ImageRequest, parse_request
+
+CANONICAL = CanonicalRequest(
+    prompt="twin peaks",
+    width=256,
+    height=256,
+    num_inference_steps=20,
+    guidance_scale=4.0,
+    scheduler="DDIMScheduler",
+    seed=7,
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", ""),
+        ("prompt", "   \n"),
+        ("prompt", None),
+        ("prompt", 3),
+        ("negative_prompt", ["a"]),
+        ("width", 0),
+        ("width", 25.5),
+        ("height", "tall"),
+        ("num_inference_steps", -1),
+        ("guidance_scale", -0.1),
+        ("guidance_scale", math.nan),
+        ("guidance_scale", math.inf),
+        ("seed", -1),
+        ("seed", 2**53),
+        ("steps", 20),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request({"prompt": "a", field: value})
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field}: ")
+
+
+def test_a_missing_prompt_is_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request({"width": 256})
+    assert caught.value.field == "prompt"
+
+
+def test_what_is_left_out_stays_open() -> None:
+    assert parse_request({"prompt": "a"}) == ImageRequest(prompt="a")
+
+
+def test_equal_requests_have_one_image_id() -> None:
+    spelt_otherwise = CanonicalRequest(**CANONICAL.model_dump() | {"guidance_scale": 4})
+    assert spelt_otherwise.image_id("model") == CANONICAL.image_id("model")
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 8), ("prompt", "twin peak"), ("width", 264)])
+def test_another_request_has_another_image_id(field: str, value: object) -> None:
+    other = CANONICAL.model_copy(update={field: value})
+    assert other.image_id("model") != CANONICAL.image_id("model")
+
+
+def test_another_model_or_row_has_another_image_id() -> None:
+    ids = {
+        CANONICAL.image_id("model"),
+        CANONICAL.image_id("other model"),
+        CANONICAL.image_id("model", source="0"),
+        CANONICAL.image_id("model", source="1"),
+    }
+    assert len(ids) == 4

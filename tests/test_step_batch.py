@@ -1,0 +1,104 @@
+"""Gather and scatter, checked against the module's own forward on each call alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from shared.engine import step_batch
+from shared.engine.calls import ModuleCall, PipelineRun
+from shared.engine.step_batch import StepCall
+from tests.small_models import small_stable_diffusion
+
+MAX_COMPANY = 17
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    unet: UNet2DConditionModel = small_stable_diffusion().unet
+    return unet
+
+
+def call(unet: UNet2DConditionModel, rows: int, seed: int = 0, **changed: Any) -> StepCall:
+    generator = torch.Generator().manual_seed(seed)
+    kwargs = {
+        "sample": torch.randn(rows, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor(seed * 10 + 1),
+        "encoder_hidden_states": torch.randn(rows, 77, 32, generator=generator),
+        "cross_attention_kwargs": None,
+        "return_dict": False,
+    }
+    run = PipelineRun(lambda: None)
+    return step_batch.describe(ModuleCall(run, unet, unet.forward, kwargs | changed))
+
+
+def alone(unet: UNet2DConditionModel, one: StepCall) -> torch.Tensor:
+    sample: torch.Tensor = unet.forward(**one.call.kwargs)[0]
+    return sample
+
+
+@torch.no_grad()
+def test_each_call_gets_its_own_rows(unet: UNet2DConditionModel) -> None:
+    calls = [call(unet, rows, seed) for seed, rows in enumerate([2, 1, 4])]
+    for one, (output,) in zip(calls, step_batch.forward(calls), strict=True):
+        assert output.shape == (one.rows, 4, 8, 8)
+        assert (output - alone(unet, one)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_single_row_is_rendered_as_two(unet: UNet2DConditionModel) -> None:
+    one = call(unet, rows=1)
+    ((output,),) = step_batch.forward([one])
+    assert output.shape == (1, 4, 8, 8)
+    assert (output - alone(unet, one)).abs().max() < 1e-5
+
+
+def test_sizes_and_costs_are_counted_in_latents(unet: UNet2DConditionModel) -> None:
+    described = call(unet, 2, sample=torch.zeros(2, 4, 8, 16))
+    assert (described.rows, described.latents) == (2, 2 * 8 * 16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shared"),
+    [
+        ({}, True),
+        ({"timestep": 7.5}, True),
+        ({"timestep": torch.tensor([3, 9], dtype=torch.int64)}, True),
+        ({"sample": torch.zeros(2, 4, 8, 16)}, False),
+        ({"encoder_hidden_states": torch.zeros(2, 154, 32)}, False),
+        ({"encoder_hidden_states": torch.zeros(2, 77, 32, dtype=torch.bfloat16)}, False),
+        ({"return_dict": True}, False),
+        ({"cross_attention_kwargs": {"scale": 0.5}}, False),
+        ({"cross_attention_kwargs": {"mask": torch.zeros(77)}}, False),
+    ],
+)
+def test_only_calls_that_fit_one_forward_share_a_key(
+    unet: UNet2DConditionModel, changed: dict[str, Any], shared: bool
+) -> None:
+    assert (call(unet, 2).key == call(unet, 2, **changed).key) is shared
+
+
+def test_what_has_no_line_per_row_is_shared_by_nobody(unet: UNet2DConditionModel) -> None:
+    same = {"cross_attention_kwargs": {"mask": torch.zeros(77)}}
+    assert call(unet, 2, **same).key != call(unet, 2, **same).key
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2])
+def test_company_changes_no_bit(unet: UNet2DConditionModel, rows: int) -> None:
+    with step_batch.batching([unet]):
+        mine = call(unet, rows, seed=99)
+        ((expected,),) = step_batch.forward([mine])
+        for company in range(1, MAX_COMPANY):
+            others = [call(unet, 1, seed) for seed in range(company)]
+            for place in {0, company // 2, company}:
+                calls = [*others[:place], mine, *others[place:]]
+                (output,) = step_batch.forward(calls)[place]
+                assert torch.equal(output, expected), (company, place)
+
+
+def test_the_module_is_left_as_it_was(unet: UNet2DConditionModel) -> None:
+    with step_batch.batching([unet]):
+        assert any("forward" in vars(module) for module in unet.modules())
+    assert not any("forward" in vars(module) for module in unet.modules())
