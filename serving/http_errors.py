@@ -8,7 +8,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
 from starlette.exceptions import HTTPException
 
 from serving.auth import Unauthorized
@@ -88,7 +87,6 @@ _HANDLERS = {
     InvalidRequest: _invalid_request,
     RequestValidationError: _invalid_form,
     Unauthorized: _unauthorized,
-    BackPressureError: _overloaded,
     QueueFull: _overloaded,
     Cancelled: _unavailable,
     EngineDead: _unavailable,

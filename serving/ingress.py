@@ -5,20 +5,21 @@
 
 import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Response
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import Field
 from ray import serve
-from ray.serve.handle import DeploymentHandle
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serving.auth import TokenAuth
 from serving.http_errors import ERROR_RESPONSES, install_error_handlers
 from shared.config import ModelConfig
 from shared.engine import EngineCounters
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, QueueFull
 from shared.model_profile import ModelProfile
 from shared.request import GeneratedImage, ImageRequest
 
@@ -105,7 +106,7 @@ class Ingress:
     async def stats(self, token: Bearer) -> EngineCounters:
         """What the engine of one generator has done since it started."""
         self._check(token)
-        counters: EngineCounters = await self._generator.counters.remote()
+        counters: EngineCounters = await self._answer(self._generator.counters.remote())
         return counters
 
     @app.get("/healthz")
@@ -122,13 +123,20 @@ class Ingress:
         profile = await self._get_profile()
         # The seed is drawn here, so that whoever renders it, and however often, it is one picture.
         canonical = profile.canonical(request, seed=secrets.randbelow(2**32))
-        image: GeneratedImage = await self._generator.generate.remote(canonical)
+        image: GeneratedImage = await self._answer(self._generator.generate.remote(canonical))
         return Response(image.data, media_type=image.media_type, headers=_headers(image))
 
     async def _get_profile(self) -> ModelProfile:
         if self._profile is None:
-            self._profile = await self._generator.profile.remote()
+            self._profile = await self._answer(self._generator.profile.remote())
         return self._profile
+
+    async def _answer(self, response: DeploymentResponse) -> Any:
+        try:
+            return await response
+        except BackPressureError as error:
+            # Serve puts its own handler for this error into the routes: a 503 in plain text.
+            raise QueueFull(str(error)) from None
 
     def _check(self, token: Bearer) -> None:
         self._auth.check(token.credentials if token else None)

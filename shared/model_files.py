@@ -24,8 +24,8 @@ BUNDLED_MODELS = Path(__file__).resolve().parent.parent / "models"
 # A folder may bring its own defaults in this file (the keys of RequestDefaults).
 DEFAULTS_FILE = "request_defaults.json"
 
-# diffusers lists it among the compatible ones, but it samples EDM-preconditioned models alone:
-# with the others' weights it gives noise.
+# diffusers lists it among the compatible ones, but it is for EDM-preconditioned models alone:
+# with the others' weights it leaves a grey blur.
 _NOT_INTERCHANGEABLE = {"EDMEulerScheduler"}
 
 

@@ -18,6 +18,7 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TMPDIR": str(RAY_FOLDER),
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
 }
@@ -33,6 +34,7 @@ from shared.model_profile import ModelProfile  # noqa: E402
 from shared.pipeline import load_pipeline  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
 
 
 def pytest_sessionfinish() -> None:
@@ -84,7 +86,7 @@ class Cluster:
         self._log = (RAY_FOLDER / "head.log").open("w")
         self._process = subprocess.Popen(
             [
-                Path(sys.executable).with_name("ray"),
+                BIN / "ray",
                 "start",
                 "--head",
                 "--block",
@@ -93,6 +95,8 @@ class Cluster:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Jobs find `python` on the head's path, as where an environment is activated.
+            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
         )
         self._wait_until_up()
 

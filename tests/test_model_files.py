@@ -85,7 +85,7 @@ def test_code_in_a_checkpoint_is_never_run(model_folder: Path, tmp_path: Path) -
 
 def test_a_truncated_checkpoint_is_refused_in_words(model_folder: Path) -> None:
     shutil.rmtree(model_folder / "scheduler")
-    with pytest.raises(ModelUnavailable, match="scheduler_config.json"):
+    with pytest.raises(ModelUnavailable, match=r"scheduler_config\.json"):
         describe_model(config(model_folder))
 
 

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from batch.output_folder import OutputFolder
+
+
+@pytest.fixture(params=["path", "uri"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> OutputFolder:
+    root = tmp_path / "an output"
+    return OutputFolder(str(root) if request.param == "path" else root.as_uri())
+
+
+def test_what_is_written_is_read(folder: OutputFolder) -> None:
+    folder.write("a/b.bin", b"first")
+    folder.write("a/b.bin", b"second")
+    assert folder.read("a/b.bin") == b"second"
+    assert folder.exists("a/b.bin")
+    assert folder.list("a") == ["b.bin"]
+
+
+def test_what_is_not_there_is_not_there(folder: OutputFolder) -> None:
+    assert not folder.exists("a")
+    assert folder.list("a") == []
+    folder.delete("a")
+    with pytest.raises(FileNotFoundError):
+        folder.read("a")
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    folder: OutputFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write("a", b"old")
+
+    def cut(path: str, data: bytes) -> None:
+        with fs.LocalFileSystem().open_output_stream(path) as stream:
+            stream.write(data[:1])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(folder, "_put", cut)
+    with pytest.raises(OSError, match="disk full"):
+        folder.write("a", b"new")
+    assert folder.read("a") == b"old"
+    assert folder.list("") == ["a"]
+
+
+def test_tables_come_back(folder: OutputFolder) -> None:
+    table = pa.table({"a": [1, None], "b": ["x", "雪"]})
+    folder.write_table("t.parquet", table)
+    assert folder.read_table("t.parquet") == table
+
+
+def test_any_filesystem_of_pyarrow_will_do(tmp_path: Path) -> None:
+    """pyarrow's own stand-in for an object store: no rename, no folders of its own."""
+    folder = OutputFolder("mock:///run")
+    folder._filesystem.create_dir("run/a")
+    folder.write("a/b", b"data")
+    assert folder.read("a/b") == b"data"
+    assert folder.list("a") == ["b"]

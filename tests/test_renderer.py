@@ -1,0 +1,76 @@
+import asyncio
+import io
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image, ImageStat
+
+from shared.config import EngineConfig, ModelConfig
+from shared.errors import EngineDead
+from shared.image_codec import read_provenance
+from shared.renderer import Renderer
+from shared.request import CanonicalRequest, ImageRequest
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[Renderer]:
+    with Renderer(ModelConfig(), EngineConfig()) as renderer:
+        yield renderer
+
+
+def canonical(renderer: Renderer, seed: int = 0, **fields: object) -> CanonicalRequest:
+    request = {"prompt": "twin peaks", "width": 96, "height": 64, "num_inference_steps": 4}
+    return renderer.profile.canonical(ImageRequest(**request | fields), seed=seed)
+
+
+def test_a_picture_carries_its_request(renderer: Renderer) -> None:
+    request = canonical(renderer)
+    image = asyncio.run(renderer.render(request))
+    provenance = read_provenance(image.data)
+    assert provenance == image.provenance
+    assert provenance.request == request
+    assert (provenance.model, provenance.dtype) == ("postcard", "float32")
+    assert provenance.model_fingerprint == renderer.profile.fingerprint
+    with Image.open(io.BytesIO(image.data)) as picture:
+        assert picture.size == (96, 64)
+    assert image.timings.num_forwards == 4
+
+
+def test_one_request_is_one_file_whatever_else_is_rendered(renderer: Renderer) -> None:
+    async def render_all(seeds: list[int]) -> list[str]:
+        images = await asyncio.gather(*(renderer.render(canonical(renderer, s)) for s in seeds))
+        return [image.sha256 for image in images]
+
+    (alone,) = asyncio.run(render_all([0]))
+    assert asyncio.run(render_all([5, 4, 0, 3, 2, 1]))[2] == alone
+
+
+def test_every_noise_scheduler_that_is_offered_draws_a_picture(renderer: Renderer) -> None:
+    async def render_all() -> list[bytes]:
+        requests = [
+            canonical(renderer, scheduler=name, width=256, height=256, num_inference_steps=8)
+            for name in renderer.profile.schedulers
+        ]
+        return [each.data for each in await asyncio.gather(*map(renderer.render, requests))]
+
+    for name, data in zip(renderer.profile.schedulers, asyncio.run(render_all()), strict=True):
+        with Image.open(io.BytesIO(data)) as picture:
+            assert _contrast(picture) > 15, name  # EDMEulerScheduler, which does not fit, has 3
+
+
+def test_warming_up_leaves_the_engine_ready(renderer: Renderer) -> None:
+    renderer.warm_up()
+    assert renderer.counters().num_in_flight == 0
+
+
+def test_a_closed_renderer_says_so() -> None:
+    renderer = Renderer(ModelConfig(), EngineConfig())
+    renderer.check_alive()
+    renderer.close()
+    with pytest.raises(EngineDead):
+        renderer.check_alive()
+
+
+def _contrast(picture: Image.Image) -> float:
+    """Standard deviation of the grey values, 0 to 128."""
+    return ImageStat.Stat(picture.convert("L")).stddev[0]
