@@ -19,8 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if _is_taken(options.host, options.port):
         print(f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001")
         return 1
-    # Ctrl-C and a plain kill end the service the same way, also while it is still starting.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C and a plain kill end the service the same way, also while it is still starting, and
+    # also where a shell has started it in the background with Ctrl-C ignored.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     address = os.environ.get("RAY_ADDRESS", "local")
     try:
         ray.init(address=address)
