@@ -6,7 +6,7 @@ plan, so a plan that was interrupted is simply made again.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +84,13 @@ class Plan(Settings):
     @property
     def shards(self) -> list[str]:
         return [shard_name(i) for i in range(self.num_shards)]
+
+    def num_images(self, shards: Collection[str]) -> int:
+        """How many pictures `shards` hold; only the last of all can be short."""
+        num_rows = self.settings.shard_rows
+        missing = self.num_shards * num_rows - self.num_planned
+        has_last = shard_name(self.num_shards - 1) in shards
+        return len(shards) * num_rows - (missing if has_last else 0)
 
 
 def shard_name(index: int) -> str:

@@ -1,12 +1,13 @@
 """Render: a Ray Data job over the shards that are not committed yet, on a pool of engine actors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 
 from batch.output_folder import OutputFolder
@@ -28,13 +29,19 @@ class Workers(Settings):
     num_gpus: float
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What became of a shard's pictures."""
+@ray.remote(num_cpus=0)
+class ImageCounter:
+    """Counts pictures as they are finished, for whoever waits; a shard takes much longer."""
 
-    shard: str
-    num_ok: int
-    num_error: int
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+
+    def add(self, status: str) -> None:
+        self._counts[status] += 1
+
+    def counts(self) -> Counter[str]:
+        """Pictures by status, "ok" or "error"."""
+        return self._counts
 
 
 def metadata_file(shard: str) -> str:
@@ -48,15 +55,19 @@ def pending_shards(plan: Plan, output: OutputFolder) -> list[str]:
 
 
 def render_shards(
-    shards: list[str], output: OutputFolder, model: ModelConfig, workers: Workers
-) -> Iterator[ShardResult]:
-    """Render and commit `shards`; gives each one's result when it is committed."""
-    results = ray.data.from_items(
+    shards: list[str],
+    output: OutputFolder,
+    model: ModelConfig,
+    workers: Workers,
+    counter: ActorHandle,
+) -> None:
+    """Render and commit `shards`, telling `counter` of each picture."""
+    committed = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
     ).map_batches(
         ShardRenderer,
         batch_size=1,
-        fn_constructor_args=(output.location, model),
+        fn_constructor_args=(output.location, model, counter),
         num_cpus=workers.num_cpus,
         num_gpus=workers.num_gpus,
         compute=ActorPoolStrategy(
@@ -65,15 +76,16 @@ def render_shards(
             max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
         ),
     )
-    for row in results.iter_rows():
-        yield ShardResult(**row)
+    for _ in committed.iter_rows():
+        pass
 
 
 class ShardRenderer:
     """One engine. As a Ray Data actor it takes batches of one shard name each."""
 
-    def __init__(self, output: str, model: ModelConfig) -> None:
+    def __init__(self, output: str, model: ModelConfig, counter: ActorHandle | None = None) -> None:
         engine = EngineConfig()
+        self._counter = counter
         self._output = OutputFolder(output)
         self._renderer = Renderer(model, engine)
         # Enough that the engine never waits for a picture to be stored; the rest of the shards
@@ -81,26 +93,31 @@ class ShardRenderer:
         self._room = asyncio.Semaphore(2 * engine.max_in_flight)
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, Any]]:
-        result = await self.render(str(batch["shard"][0]))
-        yield {name: [value] for name, value in asdict(result).items()}
+        shard = str(batch["shard"][0])
+        await self.render(shard)
+        yield {"shard": [shard]}
 
-    async def render(self, shard: str) -> ShardResult:
+    async def render(self, shard: str) -> None:
         """Store the shard's pictures, then its metadata in one write: that commits it."""
         planned = await asyncio.to_thread(read_shard, self._output, shard)
         rows = await asyncio.gather(*(self._render_image(shard, each) for each in planned))
         table = to_table(rows, METADATA_SCHEMA)
         await asyncio.to_thread(self._output.write_table, metadata_file(shard), table)
-        num_ok = sum(row["status"] == "ok" for row in rows)
-        return ShardResult(shard, num_ok, len(rows) - num_ok)
 
     async def _render_image(self, shard: str, planned: PlannedImage) -> dict[str, Any]:
         async with self._room:
-            try:
-                image = await self._renderer.render(planned.request)
-            except EngineDead:
-                raise  # nothing more will come of this actor; Ray has to replace it
-            except Exception as error:
-                return failed_row(planned, self._renderer.profile, error)
-            file_name = f"{shard}/{planned.image_id}.{image.format}"
-            await asyncio.to_thread(self._output.write, f"images/{file_name}", image.data)
-            return rendered_row(planned, image, file_name)
+            row = await self._metadata(shard, planned)
+        if self._counter is not None:
+            self._counter.add.remote(row["status"])
+        return row
+
+    async def _metadata(self, shard: str, planned: PlannedImage) -> dict[str, Any]:
+        try:
+            image = await self._renderer.render(planned.request)
+        except EngineDead:
+            raise  # nothing more will come of this actor; Ray has to replace it
+        except Exception as error:
+            return failed_row(planned, self._renderer.profile, error)
+        file_name = f"{shard}/{planned.image_id}.{image.format}"
+        await asyncio.to_thread(self._output.write, f"images/{file_name}", image.data)
+        return rendered_row(planned, image, file_name)

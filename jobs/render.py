@@ -8,20 +8,24 @@ import argparse
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import ray
+from ray.actor import ActorHandle
 from ray.data import DataContext
 
 from batch.output_folder import OutputFolder
 from batch.plan import DifferentRun, InputUnusable, Plan, PromptTable, RunSettings, make_plan
-from batch.render import Workers, pending_shards, render_shards
+from batch.render import ImageCounter, Workers, pending_shards, render_shards
 from batch.report import REPORT, Summary, read_summary, write_report
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
 from shared.model_files import describe_model
 
+_PROGRESS_S = 5.0
 ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
 
 _EPILOG = """
@@ -95,8 +99,9 @@ def _render(
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    # A line of our own every few seconds says more, and reads well in a job's log.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # One line of our own per shard says more, and reads well in a job's log.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     workers = _workers(options)
     print(
@@ -104,31 +109,44 @@ def _render(
         f"with {workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs each",
         flush=True,
     )
-    progress = _Progress(num_shards=len(pending))
-    for result in render_shards(pending, output, model, workers):
-        progress.add(result.num_ok, result.num_error)
+    counter = ImageCounter.remote()  # type: ignore[attr-defined]  # Ray's decorator is untyped
+    with _progress(counter, plan.num_images(pending)):
+        render_shards(pending, output, model, workers, counter)
 
 
-class _Progress:
-    """A line per committed shard: what is done, how fast, and how long the rest will take."""
+@contextmanager
+def _progress(counter: ActorHandle, num_images: int) -> Iterator[None]:
+    """Within it, a line every few seconds, and one at the end."""
+    finished = threading.Event()
+    started = time.monotonic()
 
-    def __init__(self, num_shards: int) -> None:
-        self._num_shards = num_shards
-        self._started = time.monotonic()
-        self._done = self._ok = self._failed = 0
+    def watch() -> None:
+        while not finished.wait(_PROGRESS_S):
+            tell()
 
-    def add(self, num_ok: int, num_error: int) -> None:
-        self._done += 1
-        self._ok += num_ok
-        self._failed += num_error
-        elapsed = time.monotonic() - self._started
-        left_s = elapsed / self._done * (self._num_shards - self._done)
-        print(
-            f"{self._done}/{self._num_shards} shards  {self._ok} pictures  "
-            f"{self._ok / elapsed:.2f}/s  {self._failed} failed  "
-            f"{elapsed:.0f} s gone, about {left_s:.0f} s left",
-            flush=True,
-        )
+    def tell() -> None:
+        counts = ray.get(counter.counts.remote())
+        print(_progress_line(counts, num_images, time.monotonic() - started), flush=True)
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+        finished.set()
+        watcher.join()
+        tell()
+    finally:
+        finished.set()
+
+
+def _progress_line(counts: Mapping[str, int], num_images: int, elapsed_s: float) -> str:
+    done = counts["ok"] + counts["error"]
+    if not done:
+        return f"{elapsed_s:.0f} s: loading the model and rendering the first pictures"
+    return (
+        f"{elapsed_s:.0f} s: {done} of {num_images} pictures, {done / elapsed_s:.2f}/s, "
+        f"{counts['error']} failed, about {elapsed_s / done * (num_images - done):.0f} s left"
+    )
 
 
 def _workers(options: argparse.Namespace) -> Workers:

@@ -55,6 +55,9 @@ def test_every_row_becomes_one_planned_picture(tmp_path: Path, profile: ModelPro
     images = [image for shard in plan.shards for image in read_shard(output, shard)]
     assert [image.request.prompt for image in images] == [f"p{i}" for i in range(7)]
     assert [image.source_row for image in images] == list(range(7))
+    assert plan.num_images(plan.shards) == 7
+    assert plan.num_images(["000000", "000002"]) == 4
+    assert plan.num_images(["000001"]) == 3
     assert [image.request.seed for image in images][2:] == [7, 8, 9, 10, 11]
     assert len({image.image_id for image in images}) == 7
 
