@@ -6,6 +6,7 @@
 import secrets
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Query, Response
 from fastapi.responses import HTMLResponse
@@ -70,7 +71,7 @@ def _headers(image: GeneratedImage) -> dict[str, str]:
     return {
         "X-Image-Id": provenance.request.image_id(provenance.model_fingerprint),
         "X-Seed": str(provenance.request.seed),
-        "X-Model": provenance.model,
+        "X-Model": quote(provenance.model),  # a folder may have any name
         "X-Model-Fingerprint": provenance.model_fingerprint,
         "Server-Timing": ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in durations.items()),
     }

@@ -190,6 +190,18 @@ def test_a_forward_that_fails_for_one_is_run_for_the_others(small: DiffusionPipe
             assert np.abs(ticket.result(timeout=60).images[0] - expected).max() < ONE_OF_255
 
 
+def test_a_call_that_is_no_batch_of_rows_fails_its_own_request(engine: DenoiseEngine) -> None:
+    def call_with_two_times(pipeline: DiffusionPipeline, *_: Any) -> Any:
+        text = torch.zeros(3, 77, 32)
+        pipeline.unet(torch.zeros(3, 4, 8, 8), torch.tensor([1, 2]), encoder_hidden_states=text)
+
+    bad = engine.submit(**arguments(0, callback_on_step_end=call_with_two_times))
+    good = engine.submit(**arguments(1))
+    with pytest.raises(RuntimeError, match="expand"):
+        bad.result(timeout=60)
+    assert good.result(timeout=60).images.shape == (1, 64, 64, 3)
+
+
 class Gate:
     """A step callback that holds the engine at a request's first step."""
 

@@ -252,11 +252,15 @@ class DenoiseEngine:
 
     def _parked(self, request: _Request, call: ModuleCall | None) -> None:
         """Record where a run stands after it was stepped: at its next call, or at its end."""
-        if call is not None:
-            request.parked = step_batch.describe(call)
-            self._step_scheduler.add(request.parked)
-            return
         assert request.run is not None
+        while call is not None:
+            try:
+                request.parked = step_batch.describe(call)
+            except Exception as error:  # arguments that are no rows: its own pipeline's problem
+                call = request.run.throw(error)
+            else:
+                self._step_scheduler.add(request.parked)
+                return
         request.parked = None
         with self._changed:
             self._running.remove(request)
