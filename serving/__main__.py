@@ -12,34 +12,54 @@ from ray import serve
 
 from serving.app import ServiceArgs, build_app
 from shared.config import ModelConfig
+from shared.errors import ModelUnavailable
+from shared.model_files import describe_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    if _is_taken(options.host, options.port):
-        print(f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001")
+    model = ModelConfig(name=options.model)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    problem = _find_problem(options, model, address)
+    if problem is not None:
+        print(problem)
         return 1
+    _serve_until_stopped(options, model, address)
+    return 0
+
+
+def _find_problem(options: argparse.Namespace, model: ModelConfig, address: str) -> str | None:
+    """What would fail only after Ray has started, in one line."""
+    if _is_taken(options.host, options.port):
+        return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
+    if address == "local":  # on a cluster the model need not be on this machine
+        try:
+            describe_model(model)
+        except ModelUnavailable as error:
+            return str(error)
+    return None
+
+
+def _serve_until_stopped(options: argparse.Namespace, model: ModelConfig, address: str) -> None:
     # Ctrl-C and a plain kill end the service the same way, also while it is still starting, and
     # also where a shell has started it in the background with Ctrl-C ignored.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.default_int_handler)
-    address = os.environ.get("RAY_ADDRESS", "local")
     try:
         ray.init(address=address)
         serve.start(http_options={"host": options.host, "port": options.port})
         num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        serve.run(build_app(ServiceArgs(model=ModelConfig(name=options.model), num_gpus=num_gpus)))
+        serve.run(build_app(ServiceArgs(model=model, num_gpus=num_gpus)))
         print(f"\nReady: http://{_shown(options.host)}:{options.port} (Ctrl-C to stop)", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         print("\nStopping ...", flush=True)
     finally:
-        # A second Ctrl-C must not leave half of the cluster behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # a second one must not leave half of it behind
         if address != "local" and ray.is_initialized():
             serve.delete("default")
         ray.shutdown()  # a local cluster goes with it
-    return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -157,6 +157,14 @@ def test_a_taken_port_is_one_line() -> None:
     assert re.fullmatch(r"Port \d+ is taken\. .*make serve PORT=8001\n", done.stdout)
 
 
+def test_a_model_that_is_not_there_is_one_line() -> None:
+    done = run(
+        [sys.executable, "-m", "serving", "--model", "/no/model", "--port", str(free_port())]
+    )
+    assert done.returncode == 1
+    assert done.stdout == "/no/model is not a diffusers folder: no model_index.json in it\n"
+
+
 def _processes_of(folder: Path) -> list[str]:
     """The command lines of all living processes whose Ray folder this is."""
     found = []
