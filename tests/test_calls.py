@@ -1,3 +1,5 @@
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -60,6 +62,18 @@ def test_a_run_may_catch_what_is_thrown_and_go_on() -> None:
         assert again is not None
         assert run.resume(torch.tensor([4.0])) is None
     assert run.result == 4
+
+
+def test_a_finished_run_is_freed_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        run = PipelineRun(lambda: torch.ones(1))
+        run.start()
+        result = weakref.ref(run.result)
+        del run
+        assert result() is None
+    finally:
+        gc.enable()
 
 
 def test_calls_from_outside_a_run_go_through() -> None:

@@ -52,9 +52,11 @@ class PipelineRun:
         except BaseException as error:
             self.error = error
 
-    @staticmethod
-    def _parked(switched: Any) -> ModuleCall | None:
-        return switched if isinstance(switched, ModuleCall) else None
+    def _parked(self, switched: Any) -> ModuleCall | None:
+        if isinstance(switched, ModuleCall):
+            return switched
+        del self._greenlet  # it holds this run: let go, so that the pictures are freed at once
+        return None
 
 
 class _RunGreenlet(greenlet):
