@@ -8,11 +8,23 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 
+class LocationUnusable(ValueError):
+    """A path or URI that cannot be what it is meant to be."""
+
+
+def absolute(location: str) -> str:
+    """A URI as it is, a local path from the root, so that it means the same to every worker."""
+    return location if "://" in location else str(Path(location).expanduser().absolute())
+
+
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem and the path in it of a local path or a URI."""
-    if "://" not in location:
-        location = Path(location).expanduser().absolute().as_uri()
-    filesystem, path = fs.FileSystem.from_uri(location)
+    """The filesystem and the path in it of a local path or a URI. Raises LocationUnusable."""
+    try:
+        location = absolute(location)
+        uri = location if "://" in location else Path(location).as_uri()
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LocationUnusable(f"cannot open {location}: {error}") from error
     return filesystem, path
 
 
@@ -20,8 +32,11 @@ class OutputFolder:
     """Names are relative, with forward slashes. A file is not there or is there whole."""
 
     def __init__(self, location: str) -> None:
-        self.location = location
+        """Raises LocationUnusable."""
         self._filesystem, self._root = resolve(location)
+        self.location = absolute(location)
+        if self._filesystem.get_file_info(self._root).type == fs.FileType.File:
+            raise LocationUnusable(f"{location} is a file, not a folder")
 
     def write(self, name: str, data: bytes) -> None:
         path = self._path(name)
@@ -50,9 +65,14 @@ class OutputFolder:
         names = [info.base_name for info in self._filesystem.get_file_info(selector)]
         return sorted(name for name in names if not name.startswith("."))
 
-    def delete(self, folder: str) -> None:
-        """Delete a folder with all it holds, if it is there."""
-        self._filesystem.delete_dir_contents(self._path(folder), missing_dir_ok=True)
+    def delete(self, name: str) -> None:
+        self._filesystem.delete_file(self._path(name))
+
+    def is_within(self, location: str) -> bool:
+        """Whether this folder is `location` or lies in it."""
+        filesystem, path = resolve(location)
+        inside = f"{self._root}/".startswith(f"{path.rstrip('/')}/")
+        return inside and bool(filesystem == self._filesystem)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

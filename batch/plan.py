@@ -7,14 +7,14 @@ plan, so a plan that was interrupted is simply made again.
 import hashlib
 import math
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from pydantic import PositiveInt
 
-from batch.output_folder import OutputFolder, resolve
+from batch.output_folder import LocationUnusable, OutputFolder, resolve
 from batch.records import PLAN_SCHEMA, REJECTED_SCHEMA, PlannedImage, to_table
 from shared.config import Settings
 from shared.errors import InvalidRequest
@@ -26,7 +26,7 @@ MARKER = "plan/run.json"
 _ROWS_AT_ONCE = 1024
 
 
-class InputUnusable(ValueError):
+class InputUnusable(LocationUnusable):
     """The input is not there, is not Parquet, or has no prompts."""
 
 
@@ -47,12 +47,10 @@ class DifferentRun(ValueError):
 
 
 class InputFile(Settings):
-    """A file of the input, as it was when the plan was made. `footer_sha256` covers its schema,
-    sizes and column statistics."""
+    """A file of the input, as it was when the plan was made."""
 
     name: str
-    num_bytes: int
-    footer_sha256: str
+    sha256: str
 
 
 class RunSettings(Settings):
@@ -121,8 +119,6 @@ def make_plan(source: "PromptTable", output: OutputFolder, settings: RunSettings
     if existing is not None:
         existing.settings.require_same(settings)
         return existing
-    output.delete("plan")
-    output.delete("rejected")
     writer = _PlanWriter(output, settings.shard_rows)
     for source_row, row in source.rows():
         try:
@@ -137,6 +133,7 @@ def make_plan(source: "PromptTable", output: OutputFolder, settings: RunSettings
         num_shards=math.ceil(writer.num_planned / settings.shard_rows),
         unused_columns=source.unused_columns,
     )
+    writer.delete_surplus()
     output.write(MARKER, plan.model_dump_json(indent=2).encode())
     return plan
 
@@ -146,11 +143,14 @@ class PromptTable:
 
     def __init__(self, location: str) -> None:
         """Raises InputUnusable."""
+        self._location = location
         self._filesystem, path = resolve(location)
-        try:
-            self._dataset = pads.dataset(path, filesystem=self._filesystem, format="parquet")
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputUnusable(f"cannot read {location} as Parquet: {error}") from error
+        with self._reading():
+            dataset = pads.dataset(path, filesystem=self._filesystem, format="parquet")
+            # The dataset itself takes its columns from the first file alone.
+            schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+            self._dataset = dataset.replace_schema(schema)
         names = self._dataset.schema.names
         if "prompt" not in names:
             found = ", ".join(names) or "none"
@@ -159,26 +159,30 @@ class PromptTable:
         self.unused_columns = tuple(name for name in names if name not in self._columns)
 
     def files(self) -> tuple[InputFile, ...]:
-        return tuple(self._describe(path) for path in self._dataset.files)
+        with self._reading():
+            return tuple(self._describe(path) for path in self._dataset.files)
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Every row with its number, in the input's order; nulls and NaNs are left out."""
         number = 0
-        batches = self._dataset.to_batches(columns=self._columns, batch_size=_ROWS_AT_ONCE)
-        for batch in batches:
-            for row in batch.to_pylist():
-                yield number, {name: value for name, value in row.items() if not _is_null(value)}
-                number += 1
+        with self._reading():
+            for batch in self._dataset.to_batches(columns=self._columns, batch_size=_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    present = {name: value for name, value in row.items() if not _is_null(value)}
+                    yield number, present
+                    number += 1
 
     def _describe(self, path: str) -> InputFile:
         with self._filesystem.open_input_file(path) as file:
-            footer = pa.BufferOutputStream()
-            pq.read_metadata(file).write_metadata_file(footer)
-            return InputFile(
-                name=path.rsplit("/", 1)[-1],
-                num_bytes=file.size(),
-                footer_sha256=hashlib.sha256(footer.getvalue()).hexdigest(),
-            )
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return InputFile(name=path.rsplit("/", 1)[-1], sha256=digest)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise InputUnusable(f"cannot read {self._location} as Parquet: {error}") from error
 
 
 class _PlanWriter:
@@ -216,6 +220,16 @@ class _PlanWriter:
             self._write_shard()
         if self._rejected:
             self._write_rejected()
+
+    def delete_surplus(self) -> None:
+        """Delete what an interrupted plan with other settings has left behind."""
+        for folder, num_files in (
+            ("plan/shards", self.num_planned / self._shard_rows),
+            ("rejected", self.num_rejected / _ROWS_AT_ONCE),
+        ):
+            wanted = {f"{shard_name(i)}.parquet" for i in range(math.ceil(num_files))}
+            for name in set(self._output.list(folder)) - wanted:
+                self._output.delete(f"{folder}/{name}")
 
     def _write_shard(self) -> None:
         name = shard_name((self.num_planned - 1) // self._shard_rows)

@@ -115,7 +115,7 @@ class ShardRenderer:
         try:
             image = await self._renderer.render(planned.request)
         except EngineDead:
-            raise  # nothing more will come of this actor; Ray has to replace it
+            raise  # nothing more will come of this actor: the job ends, and can be run again
         except Exception as error:
             return failed_row(planned, self._renderer.profile, error)
         file_name = f"{shard}/{planned.image_id}.{image.format}"

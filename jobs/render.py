@@ -11,19 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray.actor import ActorHandle
 from ray.data import DataContext
+from ray.exceptions import RayError
 
-from batch.output_folder import OutputFolder
-from batch.plan import DifferentRun, InputUnusable, Plan, PromptTable, RunSettings, make_plan
+from batch.output_folder import LocationUnusable, OutputFolder
+from batch.plan import DifferentRun, Plan, PromptTable, RunSettings, make_plan
 from batch.render import ImageCounter, Workers, pending_shards, render_shards
 from batch.report import REPORT, Summary, read_summary, write_report
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import describe_model
+from shared.model_files import absolute, describe_model
 
 _PROGRESS_S = 5.0
 ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_lost_output(options.output)
         return _run(options)
-    except (DifferentRun, InputUnusable, ModelUnavailable, UsageError) as error:
+    except (DifferentRun, LocationUnusable, ModelUnavailable, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
 
@@ -53,8 +54,10 @@ class UsageError(ValueError):
 
 
 def _run(options: argparse.Namespace) -> int:
-    model = ModelConfig(name=options.model, device=options.device, dtype=options.dtype)
+    model = absolute(ModelConfig(name=options.model, device=options.device, dtype=options.dtype))
     output = OutputFolder(options.output)
+    if output.is_within(options.input):
+        raise UsageError(f"--output {options.output} lies in the input folder; choose another")
     plan = _plan(options, model, output)
     pending = pending_shards(plan, output)
     summary = read_summary(output)
@@ -125,8 +128,9 @@ def _progress(counter: ActorHandle, num_images: int) -> Iterator[None]:
             tell()
 
     def tell() -> None:
-        counts = ray.get(counter.counts.remote())
-        print(_progress_line(counts, num_images, time.monotonic() - started), flush=True)
+        with suppress(RayError):  # the counter's node is gone: the job goes on without its lines
+            counts = ray.get(counter.counts.remote())
+            print(_progress_line(counts, num_images, time.monotonic() - started), flush=True)
 
     watcher = threading.Thread(target=watch, name="progress", daemon=True)
     watcher.start()

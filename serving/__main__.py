@@ -1,6 +1,7 @@
 """Run the service on this machine, or on the cluster that RAY_ADDRESS names, until Ctrl-C."""
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -13,12 +14,12 @@ from ray import serve
 from serving.app import ServiceArgs, build_app
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import describe_model
+from shared.model_files import absolute, describe_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    model = ModelConfig(name=options.model)
+    model = absolute(ModelConfig(name=options.model))
     address = os.environ.get("RAY_ADDRESS", "local")
     problem = _find_problem(options, model, address)
     if problem is not None:
@@ -30,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _find_problem(options: argparse.Namespace, model: ModelConfig, address: str) -> str | None:
     """What would fail only after Ray has started, in one line."""
-    if _is_taken(options.host, options.port):
-        return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
+    try:
+        _try_to_bind(options.host, options.port)
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
+        return f"Cannot serve on {options.host}, port {options.port}: {error}"
     if address == "local":  # on a cluster the model need not be on this machine
         try:
             describe_model(model)
@@ -76,14 +81,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _is_taken(host: str, port: int) -> bool:
-    with socket.socket() as probe:
+def _try_to_bind(host: str, port: int) -> None:
+    """Raises what binding raises: OSError, or OverflowError for a number that is no port."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False
+        probe.bind(address)
 
 
 def _shown(host: str) -> str:

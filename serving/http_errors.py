@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from starlette.exceptions import HTTPException
 
 from serving.auth import Unauthorized
-from shared.errors import Cancelled, EngineDead, InvalidRequest, QueueFull
+from shared.errors import Cancelled, EngineDead, InvalidRequest, QueueFull, RenderFailed
 from shared.request import first_problem
 
 
@@ -72,6 +72,10 @@ def _overloaded(_: Request, error: Exception) -> JSONResponse:
     return _answer(429, "queue_full", message, headers={"Retry-After": "1"})
 
 
+def _render_failed(_: Request, error: Exception) -> JSONResponse:
+    return _answer(500, "render_failed", str(error))
+
+
 def _unavailable(_: Request, error: Exception) -> JSONResponse:
     message = "the generator stopped while it rendered this; try again"
     return _answer(503, "generator_lost", message, headers={"Retry-After": "1"})
@@ -88,6 +92,7 @@ _HANDLERS = {
     RequestValidationError: _invalid_form,
     Unauthorized: _unauthorized,
     QueueFull: _overloaded,
+    RenderFailed: _render_failed,
     Cancelled: _unavailable,
     EngineDead: _unavailable,
     RayActorError: _unavailable,

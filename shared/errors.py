@@ -3,6 +3,7 @@
 InvalidRequest    the caller's mistake; names the field
 QueueFull         no room to wait; try again later
 Cancelled         the caller gave the request up
+RenderFailed      the pipeline failed on this request alone
 ModelUnavailable  the configured checkpoint cannot be loaded
 EngineDead        fatal: the engine no longer runs, nothing it held will finish
 """
@@ -26,6 +27,10 @@ class QueueFull(RuntimeError):
 
 class Cancelled(RuntimeError):
     """The request was cancelled before its picture was finished."""
+
+
+class RenderFailed(RuntimeError):
+    """The pipeline raised an error of its own; the message says which."""
 
 
 class ModelUnavailable(RuntimeError):

@@ -57,6 +57,15 @@ def resolve_folder(config: ModelConfig) -> Path:
         raise ModelUnavailable(f"cannot get {config.name} from the hub: {error}") from error
 
 
+def absolute(config: ModelConfig) -> ModelConfig:
+    """`config` with a local folder by its absolute path, for workers that run elsewhere."""
+    local = Path(config.name).expanduser()
+    bundled = BUNDLED_MODELS / config.name
+    if not local.is_dir() or bundled.is_dir():
+        return config
+    return config.model_copy(update={"name": str(local.absolute())})
+
+
 def describe_model(config: ModelConfig) -> ModelProfile:
     """What the configured checkpoint allows and prefers, read from its JSON files."""
     folder = resolve_folder(config)
@@ -65,6 +74,9 @@ def describe_model(config: ModelConfig) -> ModelProfile:
         profile.canonical(ImageRequest(prompt="any"), seed=0)
     except (InvalidRequest, ValidationError) as error:
         raise ModelUnavailable(f"the defaults of {config.name} do not hold: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelUnavailable(f"{config.name} is of a kind not known here ({what})") from error
     return profile
 
 
@@ -77,8 +89,8 @@ def load_noise_schedulers(folder: Path) -> dict[str, SchedulerMixin]:
             continue
         try:
             schedulers[scheduler_class.__name__] = scheduler_class.from_config(own.config)
-        except ImportError:  # needs a package that is not installed, as torchsde
-            continue
+        except (ImportError, NotImplementedError, ValueError):
+            continue  # needs a package that is not installed, or cannot take these settings
     return schedulers
 
 
@@ -93,10 +105,11 @@ def fingerprint(folder: Path) -> str:
 def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:
     schedulers = tuple(load_noise_schedulers(folder))
     scale = 2 ** (len(_read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    patch_size = _denoiser_config(folder).get("patch_size", 1)
     return ModelProfile(
-        name=folder.name if Path(config.name).expanduser().exists() else config.name,
+        name=folder.resolve().name if Path(config.name).expanduser().exists() else config.name,
         fingerprint=fingerprint(folder),
-        size_multiple=scale,
+        size_multiple=scale * patch_size,
         schedulers=schedulers,
         defaults=CompleteDefaults(
             scheduler=schedulers[0],
@@ -113,13 +126,16 @@ def _pipeline_defaults(folder: Path, scale: int) -> dict[str, Any]:
     pipeline_class = getattr(diffusers, _read_json(folder / "model_index.json")["_class_name"])
     arguments = inspect.signature(pipeline_class.__call__).parameters
     defaults = {name: arguments[name].default for name in ("num_inference_steps", "guidance_scale")}
-    for denoiser in ("unet", "transformer"):
-        config_file = folder / denoiser / "config.json"
-        size = _read_json(config_file).get("sample_size") if config_file.is_file() else None
-        if size is not None:
-            height, width = (size, size) if isinstance(size, int) else size
-            defaults |= {"height": height * scale, "width": width * scale}
+    size = _denoiser_config(folder).get("sample_size")
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        defaults |= {"height": height * scale, "width": width * scale}
     return defaults
+
+
+def _denoiser_config(folder: Path) -> dict[str, Any]:
+    unet = folder / "unet" / "config.json"
+    return _read_json(unet if unet.is_file() else folder / "transformer" / "config.json")
 
 
 def _folder_defaults(folder: Path) -> dict[str, Any]:
@@ -147,20 +163,26 @@ def _file_digest(file: Path) -> str:
     real = file.resolve()
     stat = real.stat()
     identity = f"{real} {stat.st_size} {stat.st_mtime_ns}"
-    cache = cached_assets_path(
-        library_name="stable-diffusion-on-ray",
-        namespace="fingerprints",
-        subfolder=hashlib.sha256(identity.encode()).hexdigest(),
-    )
-    with contextlib.suppress(OSError):
-        return (cache / "sha256").read_text()
+    with contextlib.suppress(OSError, ValueError):
+        return (_digest_cache(identity) / "sha256").read_text()
     with real.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # a home that cannot be written costs time, nothing else
+    # A home that cannot be written costs time, nothing else.
+    with contextlib.suppress(OSError, ValueError):
+        cache = _digest_cache(identity)
         partial = cache / f"sha256.{os.getpid()}"
         partial.write_text(digest)
         partial.replace(cache / "sha256")
     return digest
+
+
+def _digest_cache(identity: str) -> Path:
+    """A folder for this file's digest; raises OSError, or ValueError from the hub's library."""
+    return cached_assets_path(
+        library_name="stable-diffusion-on-ray",
+        namespace="fingerprints",
+        subfolder=hashlib.sha256(identity.encode()).hexdigest(),
+    )
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class ModelProfile(Settings):
         for field in ("width", "height"):
             self._check_side(field, getattr(request, field))
         if request.width * request.height > limits.max_pixels:
-            raise InvalidRequest("width", f"x height is over {limits.max_pixels} pixels")
+            raise InvalidRequest("width", f"makes more than {limits.max_pixels} pixels in all")
         if request.num_inference_steps > limits.max_num_inference_steps:
             raise InvalidRequest("num_inference_steps", f"is over {limits.max_num_inference_steps}")
         if request.guidance_scale > limits.max_guidance_scale:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, EngineCounters, RequestStats, Ticket
+from shared.errors import Cancelled, EngineDead, RenderFailed
 from shared.image_codec import encode_png
 from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
 from shared.model_profile import ModelProfile
@@ -29,9 +30,17 @@ class Renderer:
         self._engine = DenoiseEngine(pipeline, engine)
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
-        """Render one picture; cancelling the caller frees its place at the next step."""
+        """Render one picture; cancelling the caller frees its place at the next step.
+
+        Raises QueueFull, Cancelled, EngineDead, or RenderFailed with what the pipeline said.
+        """
         ticket = self._submit(request)
-        output = await ticket
+        try:
+            output = await ticket
+        except (Cancelled, EngineDead):
+            raise
+        except Exception as error:
+            raise RenderFailed(f"{type(error).__name__}: {error}") from error
         # The encoder is C code without the interpreter's lock: the event loop stays free.
         return await asyncio.to_thread(self._encode, request, output.images[0], ticket.stats)
 
@@ -62,7 +71,8 @@ class Renderer:
         return self._engine.submit(
             scheduler=self._schedulers[request.scheduler],
             prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
+            # None, not empty: for SDXL the one is no conditioning, the other an empty prompt.
+            negative_prompt=request.negative_prompt or None,
             width=request.width,
             height=request.height,
             num_inference_steps=request.num_inference_steps,

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidRequest
 
@@ -23,6 +23,8 @@ Guidance = Annotated[
     ),
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the noise; drawn where left out.")]
+# null stands for the default, as it does in every other field.
+NegativePrompt = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 SchedulerName = Annotated[str, Field(description="Class name of a diffusers noise scheduler.")]
 
 
@@ -32,7 +34,7 @@ class ImageRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(pattern=r"\S", description="What to draw.")
-    negative_prompt: str = Field(default="", description="What to keep away from.")
+    negative_prompt: NegativePrompt = Field(default="", description="What to keep away from.")
     width: Side | None = None
     height: Side | None = None
     num_inference_steps: Steps | None = None

@@ -92,6 +92,7 @@ def test_rejected_rows_are_told_by_the_exit_code(
     ("arguments", "message"),
     [
         (["--input", "missing.parquet", "--output", "out"], "error: cannot read missing.parquet"),
+        (["--input", "examples", "--output", "examples/out"], "error: --output examples/out lies"),
         (
             ["--input", "examples/prompts.parquet", "--output", "out", "--model", "/no/model"],
             "error: /no/model is not a diffusers folder",

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler
+from diffusers import (
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+    UNet2DConditionModel,
+)
 from torch import nn
 
 from shared.config import EngineConfig, ModelConfig
@@ -299,6 +303,23 @@ def test_a_dead_engine_fails_everything_it_held(
     with pytest.raises(EngineDead):
         engine.submit(**arguments(0))
     engine.close()
+
+
+class UndeclaredModel(UNet2DConditionModel):
+    """To the engine, a module class that nobody has declared."""
+
+
+def test_requests_of_an_undeclared_module_take_turns(small: DiffusionPipeline) -> None:
+    small.unet.__class__ = UndeclaredModel
+    expected = stock(small, small.scheduler, arguments(1))
+    with DenoiseEngine(small) as engine:
+        long = engine.submit(**arguments(0, num_inference_steps=900))
+        short = engine.submit(**arguments(1))
+        assert np.array_equal(short.result(timeout=60).images[0], expected)
+        assert not long.done()
+        long.cancel()
+        with pytest.raises(Cancelled):
+            long.result(timeout=60)
 
 
 def test_a_second_engine_on_one_pipeline_is_refused(

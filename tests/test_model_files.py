@@ -89,6 +89,37 @@ def test_a_truncated_checkpoint_is_refused_in_words(model_folder: Path) -> None:
         describe_model(config(model_folder))
 
 
+def test_noise_schedulers_that_cannot_take_the_settings_are_left_out(model_folder: Path) -> None:
+    file = model_folder / "scheduler" / "scheduler_config.json"
+    settings = json.loads(file.read_text()) | {"algorithm_type": "sde-dpmsolver++"}
+    file.write_text(json.dumps(settings))
+    schedulers = describe_model(config(model_folder)).schedulers
+    assert schedulers[0] == "DPMSolverMultistepScheduler"
+    assert "DEISMultistepScheduler" not in schedulers
+    assert "DDIMScheduler" in schedulers
+
+
+@pytest.mark.parametrize("class_name", [None, "NoSuchPipeline", ["own", "Own"]])
+def test_a_checkpoint_of_an_unknown_kind_is_refused(model_folder: Path, class_name: object) -> None:
+    index = json.loads((model_folder / "model_index.json").read_text())
+    index["_class_name"] = class_name
+    (model_folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelUnavailable, match="of a kind not known"):
+        describe_model(config(model_folder))
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fingerprint(model_folder)
+
+    def refuse(_: str) -> Path:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("shared.model_files._digest_cache", refuse)
+    assert fingerprint(model_folder) == expected
+
+
 def test_loading_keeps_torchs_number_of_threads() -> None:
     before = torch.get_num_threads()
     load_pipeline()

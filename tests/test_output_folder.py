@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from batch.output_folder import OutputFolder
+from batch.output_folder import LocationUnusable, OutputFolder
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -24,7 +24,6 @@ def test_what_is_written_is_read(folder: OutputFolder) -> None:
 def test_what_is_not_there_is_not_there(folder: OutputFolder) -> None:
     assert not folder.exists("a")
     assert folder.list("a") == []
-    folder.delete("a")
     with pytest.raises(FileNotFoundError):
         folder.read("a")
 
@@ -50,6 +49,34 @@ def test_tables_come_back(folder: OutputFolder) -> None:
     table = pa.table({"a": [1, None], "b": ["x", "雪"]})
     folder.write_table("t.parquet", table)
     assert folder.read_table("t.parquet") == table
+
+
+def test_deleted_is_gone(folder: OutputFolder) -> None:
+    folder.write("a/b", b"")
+    folder.delete("a/b")
+    assert folder.list("a") == []
+
+
+def test_a_folder_is_known_to_every_worker_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert OutputFolder("out").location == str(tmp_path / "out")
+    assert OutputFolder(f"{tmp_path.as_uri()}/out").location == f"{tmp_path.as_uri()}/out"
+
+
+def test_a_folder_knows_what_it_lies_in(tmp_path: Path) -> None:
+    folder = OutputFolder(str(tmp_path / "a" / "out"))
+    assert folder.is_within(str(tmp_path / "a"))
+    assert folder.is_within(str(tmp_path / "a" / "out"))
+    assert not folder.is_within(str(tmp_path / "a" / "outer"))
+    assert not folder.is_within(str(tmp_path / "a" / "prompts.parquet"))
+
+
+@pytest.mark.parametrize("location", ["nothing://x", "~nobody-at-all/x", __file__])
+def test_what_can_be_no_folder_is_refused(location: str) -> None:
+    with pytest.raises(LocationUnusable):
+        OutputFolder(location)
 
 
 def test_any_filesystem_of_pyarrow_will_do(tmp_path: Path) -> None:

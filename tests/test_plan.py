@@ -117,6 +117,33 @@ def test_a_folder_of_files_is_read_in_order(tmp_path: Path, profile: ModelProfil
     assert [image.request.prompt for image in images] == ["a", "b", "c"]
 
 
+def test_files_of_a_folder_may_differ_in_their_columns(
+    tmp_path: Path, profile: ModelProfile
+) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    nothing = pa.array([None], pa.null())
+    pq.write_table(pa.table({"prompt": ["a"], "seed": nothing}), folder / "0.parquet")
+    pq.write_table(pa.table({"prompt": ["b"], "seed": [77], "width": [64]}), folder / "1.parquet")
+    plan_into(tmp_path / "out", str(folder), profile)
+    second = read_shard(OutputFolder(str(tmp_path / "out")), "000000")[1].request
+    assert (second.prompt, second.seed, second.width) == ("b", 77, 64)
+
+
+def test_columns_that_cannot_be_one_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"], "seed": [1]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"prompt": ["a"], "seed": ["one"]}), tmp_path / "1.parquet")
+    with pytest.raises(InputUnusable, match="seed"):
+        PromptTable(str(tmp_path))
+
+
+def test_text_that_is_no_text_is_refused(tmp_path: Path, profile: ModelProfile) -> None:
+    broken = pa.array([b"\xff\xfe"]).cast(pa.string(), safe=False)
+    source = write_input(tmp_path, {"prompt": broken})
+    with pytest.raises(InputUnusable, match="utf-8"):
+        plan_into(tmp_path / "out", source, profile)
+
+
 def test_planning_again_changes_nothing(tmp_path: Path, profile: ModelProfile) -> None:
     source = write_input(tmp_path, {"prompt": ["a", "b"], "note": ["x", "y"]})
     plan = plan_into(tmp_path / "out", source, profile)
@@ -163,9 +190,10 @@ def test_another_model_is_refused(tmp_path: Path, profile: ModelProfile) -> None
 
 
 def test_another_input_is_refused(tmp_path: Path, profile: ModelProfile) -> None:
-    source = write_input(tmp_path, {"prompt": ["a"]})
+    # Of the same size and with the same column statistics: only the content differs.
+    source = write_input(tmp_path, {"prompt": ["aaa", "mmm", "zzz"]})
     plan_into(tmp_path / "out", source, profile)
-    write_input(tmp_path, {"prompt": ["b"]})
+    write_input(tmp_path, {"prompt": ["aaa", "nnn", "zzz"]})
     with pytest.raises(DifferentRun, match="input_files"):
         plan_into(tmp_path / "out", source, profile)
 

@@ -1,15 +1,19 @@
 import asyncio
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from PIL import Image, ImageStat
+import torch
+from diffusers import LCMScheduler
+from PIL import Image, ImageChops, ImageStat
 
 from shared.config import EngineConfig, ModelConfig
-from shared.errors import EngineDead
+from shared.errors import EngineDead, RenderFailed
 from shared.image_codec import read_provenance
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, ImageRequest
+from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,34 @@ def test_every_noise_scheduler_that_is_offered_draws_a_picture(renderer: Rendere
     for name, data in zip(renderer.profile.schedulers, asyncio.run(render_all()), strict=True):
         with Image.open(io.BytesIO(data)) as picture:
             assert _contrast(picture) > 15, name  # EDMEulerScheduler, which does not fit, has 3
+
+
+def test_sdxl_through_the_renderer_is_diffusers_own_picture(tmp_path: Path) -> None:
+    pipeline = small_stable_diffusion_xl()
+    pipeline.save_pretrained(tmp_path)
+    generator = torch.Generator().manual_seed(1)
+    expected = pipeline("twin peaks", num_inference_steps=4, generator=generator).images[0]
+    with Renderer(ModelConfig(name=str(tmp_path)), EngineConfig()) as renderer:
+        defaults = {"prompt": "twin peaks", "num_inference_steps": 4}
+        request = renderer.profile.canonical(ImageRequest(**defaults), seed=1)
+        rendered = asyncio.run(renderer.render(request.model_copy(update={"guidance_scale": 5.0})))
+    with Image.open(io.BytesIO(rendered.data)) as picture:
+        difference = ImageChops.difference(picture, expected).getextrema()
+    assert max(high for _, high in difference) <= 1
+
+
+def test_what_the_pipeline_cannot_do_is_a_typed_error(tmp_path: Path) -> None:
+    pipeline = small_stable_diffusion()
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path)
+    with Renderer(ModelConfig(name=str(tmp_path)), EngineConfig()) as renderer:
+        # LCM was distilled for 50 steps at most; only diffusers knows.
+        request = renderer.profile.canonical(
+            ImageRequest(prompt="a", num_inference_steps=51), seed=0
+        )
+        with pytest.raises(RenderFailed, match="ValueError: .*num_inference_steps"):
+            asyncio.run(renderer.render(request))
+        renderer.check_alive()
 
 
 def test_warming_up_leaves_the_engine_ready(renderer: Renderer) -> None:

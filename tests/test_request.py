@@ -53,6 +53,11 @@ def test_what_is_left_out_stays_open() -> None:
     assert parse_request({"prompt": "a"}) == ImageRequest(prompt="a")
 
 
+def test_null_stands_for_the_default() -> None:
+    nulls = dict.fromkeys(ImageRequest.model_fields.keys() - {"prompt"})
+    assert parse_request({"prompt": "a"} | nulls) == ImageRequest(prompt="a")
+
+
 def test_equal_requests_have_one_image_id() -> None:
     spelt_otherwise = CanonicalRequest(**CANONICAL.model_dump() | {"guidance_scale": 4})
     assert spelt_otherwise.image_id("model") == CANONICAL.image_id("model")

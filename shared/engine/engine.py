@@ -1,6 +1,7 @@
 """The engine: a thread that runs every request's pipeline step by step, and its tickets."""
 
 import asyncio
+import contextlib
 import copy
 import functools
 import logging
@@ -93,7 +94,9 @@ class Ticket:
             # The waiter is cancelled. It goes on waiting until the engine has let the request
             # go, so that whoever counts running requests by waiters counts right.
             self.cancel()
-            await asyncio.wait([outcome])
+            while not outcome.done():
+                with contextlib.suppress(asyncio.CancelledError):  # cancelled once more
+                    await asyncio.wait([outcome])
             outcome.exception()
             raise
 
@@ -318,13 +321,13 @@ class DenoiseEngine:
             self._counters = replace(self._counters, **totals)
 
     def _denoisers(self) -> list[nn.Module]:
-        """The pipeline's modules whose calls are batched; any other runs as it is, unbatched."""
+        """The pipeline's modules whose calls park."""
         found = [getattr(self._pipeline, name, None) for name in ("unet", "transformer")]
         denoisers = [module for module in found if module is not None]
         for module in denoisers:
-            if not step_batch.is_batchable(module):
+            if not step_batch.is_declared(module):
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
-        return [module for module in denoisers if step_batch.is_batchable(module)]
+        return denoisers
 
 
 def _forward_isolated(calls: list[StepCall]) -> list[Any]:

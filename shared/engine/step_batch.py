@@ -50,7 +50,10 @@ class CallKey(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepCall:
-    """A parked call as rows. `latents` counts its latent positions over all rows."""
+    """A parked call as rows. `latents` counts its latent positions over all rows.
+
+    `rows` is 0 where the module is not declared: such a call runs as it is.
+    """
 
     call: ModuleCall
     key: CallKey
@@ -59,7 +62,8 @@ class StepCall:
     kwargs: dict[str, Any]
 
 
-def is_batchable(module: nn.Module) -> bool:
+def is_declared(module: nn.Module) -> bool:
+    """Whether calls of `module` can share a forward; others take turns, each in one of its own."""
     return type(module).__name__ in _DECLARED
 
 
@@ -69,7 +73,7 @@ def batching(modules: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(parking(module))
-            for layer in module.modules():
+            for layer in module.modules() if is_declared(module) else ():
                 if isinstance(layer, nn.Linear):
                     stack.enter_context(_fixed_lines(layer))
         yield
@@ -77,7 +81,9 @@ def batching(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def describe(call: ModuleCall) -> StepCall:
     """What the call shares a forward by, and how large it is."""
-    declared = _DECLARED[type(call.module).__name__]
+    declared = _DECLARED.get(type(call.module).__name__)
+    if declared is None:
+        return StepCall(call, _unshared_key(call.module), rows=0, latents=0, kwargs=call.kwargs)
     sample: Tensor = call.kwargs[declared.sample]
     rows = sample.shape[0]
     kwargs: dict[str, Any] = {}
@@ -101,6 +107,8 @@ def forward(calls: Sequence[StepCall]) -> list[Any]:
     """One forward for calls of equal key; gives each call its own rows of the output."""
     kwargs = calls[0].kwargs if len(calls) == 1 else _gather([call.kwargs for call in calls])
     rows = [call.rows for call in calls]
+    if sum(rows) == 0:
+        return [calls[0].call.forward(**kwargs)]
     if sum(rows) == 1:
         return [_resize(calls[0].call.forward(**_resize(kwargs, 1, 2)), 2, 1)]
     return _scatter(calls[0].call.forward(**kwargs), rows)
@@ -129,6 +137,10 @@ def _resize(tree: Any, rows: int, new_rows: int) -> Any:
         return leaf[:new_rows] if new_rows < rows else leaf.repeat_interleave(new_rows, dim=0)
 
     return pytree.tree_map(resize, tree)
+
+
+def _unshared_key(module: nn.Module) -> CallKey:
+    return CallKey(id(module), (object(),))
 
 
 def _per_row(value: Any, rows: int, device: torch.device) -> Tensor:
