@@ -85,7 +85,7 @@ def test_what_the_pipeline_cannot_do_is_a_typed_error(tmp_path: Path) -> None:
         request = renderer.profile.canonical(
             ImageRequest(prompt="a", num_inference_steps=51), seed=0
         )
-        with pytest.raises(RenderFailed, match="ValueError: .*num_inference_steps"):
+        with pytest.raises(RenderFailed, match=r"ValueError: .*num_inference_steps"):
             asyncio.run(renderer.render(request))
         renderer.check_alive()
 
