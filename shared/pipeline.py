@@ -40,7 +40,7 @@ def _one_thread() -> Iterator[None]:
 
     libgomp counts every team's threads. With the loader's team and the engine's there are more
     than processors, and it then puts waiting workers to sleep at once instead of letting them
-    spin: denoising was 1.5 times slower on two cores (docs/decisions.md).
+    spin: denoising was 1.3 to 1.8 times slower on two cores (docs/decisions.md).
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,0 +1,63 @@
+"""Milliseconds per row of a UNet forward and of a decode, for each number of rows and size.
+
+python benchmarks/rows.py --sizes 128 256
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from shared.config import ModelConfig
+from shared.pipeline import load_pipeline
+
+ROW_COUNTS = (1, 2, 4, 8, 16, 32)
+MAX_LATENTS = 40_000  # larger forwards take too long, or too much memory, to tell anything
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="postcard")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 640])
+    options = parser.parse_args()
+    pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
+    print(f"{pipeline.dtype} on {pipeline.device}, {torch.get_num_threads()} threads")
+    for size in options.sizes:
+        for name, forward in forwards(pipeline, size // pipeline.vae_scale_factor).items():
+            counts = [n for n in ROW_COUNTS if n * (size // 8) ** 2 <= MAX_LATENTS]
+            cells = "  ".join(f"{n}: {milliseconds(forward, n) / n:.1f}" for n in counts)
+            print(f"{name:6} {size:4} px  {cells}")
+
+
+def forwards(pipeline: DiffusionPipeline, side: int) -> dict[str, Callable[[int], Any]]:
+    config, device, dtype = pipeline.unet.config, pipeline.device, pipeline.dtype
+    most = max(ROW_COUNTS)
+    latents = torch.randn(most, config.in_channels, side, side, device=device, dtype=dtype)
+    text = torch.randn(most, 77, config.cross_attention_dim, device=device, dtype=dtype)
+    time_of_row = torch.full((most,), 500.0, device=device)
+    return {
+        "unet": lambda n: pipeline.unet(
+            latents[:n], time_of_row[:n], encoder_hidden_states=text[:n]
+        ),
+        "decode": lambda n: pipeline.vae.decode(latents[:n]),
+    }
+
+
+def milliseconds(forward: Callable[[int], Any], rows: int) -> float:
+    forward(rows)
+    seconds = []
+    for _ in range(max(3, 12 // rows)):
+        started = time.perf_counter()
+        forward(rows)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
