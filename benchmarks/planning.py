@@ -1,6 +1,6 @@
 """Input rows planned per second, and the memory that takes: one pass in the driver, without Ray.
 
-    python benchmarks/planning.py --rows 50000
+python benchmarks/planning.py --rows 50000
 """
 
 import argparse
