@@ -136,11 +136,10 @@ def _progress(counter: ActorHandle, num_images: int) -> Iterator[None]:
     watcher.start()
     try:
         yield
-        finished.set()
-        watcher.join()
-        tell()
     finally:
         finished.set()
+    watcher.join()
+    tell()
 
 
 def _progress_line(counts: Mapping[str, int], num_images: int, elapsed_s: float) -> str:

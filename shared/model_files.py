@@ -34,12 +34,10 @@ def resolve_folder(config: ModelConfig) -> Path:
 
     Raises ModelUnavailable if there is none, or if it has no safetensors weights.
     """
-    bundled = BUNDLED_MODELS / config.name
-    local = Path(config.name).expanduser()
-    for folder in (bundled, local):
-        if (folder / "model_index.json").is_file():
-            return folder
-    if local.exists() or config.name.startswith((".", "/", "~")):
+    folder = _local_folder(config)
+    if folder is not None:
+        return folder
+    if Path(config.name).expanduser().exists() or config.name.startswith((".", "/", "~")):
         raise ModelUnavailable(
             f"{config.name} is not a diffusers folder: no model_index.json in it"
         )
@@ -59,11 +57,10 @@ def resolve_folder(config: ModelConfig) -> Path:
 
 def absolute(config: ModelConfig) -> ModelConfig:
     """`config` with a local folder by its absolute path, for workers that run elsewhere."""
-    local = Path(config.name).expanduser()
-    bundled = BUNDLED_MODELS / config.name
-    if not local.is_dir() or bundled.is_dir():
+    folder = _local_folder(config)
+    if folder is None or folder == BUNDLED_MODELS / config.name:
         return config
-    return config.model_copy(update={"name": str(local.absolute())})
+    return config.model_copy(update={"name": str(folder.absolute())})
 
 
 def describe_model(config: ModelConfig) -> ModelProfile:
@@ -102,12 +99,20 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def _local_folder(config: ModelConfig) -> Path | None:
+    """The bundled model of that name, or the folder; None where it can only be a hub id."""
+    for folder in (BUNDLED_MODELS / config.name, Path(config.name).expanduser()):
+        if (folder / "model_index.json").is_file():
+            return folder
+    return None
+
+
 def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:
     schedulers = tuple(load_noise_schedulers(folder))
     scale = 2 ** (len(_read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     patch_size = _denoiser_config(folder).get("patch_size", 1)
     return ModelProfile(
-        name=folder.resolve().name if Path(config.name).expanduser().exists() else config.name,
+        name=config.name if _local_folder(config) is None else folder.resolve().name,
         fingerprint=fingerprint(folder),
         size_multiple=scale * patch_size,
         schedulers=schedulers,
