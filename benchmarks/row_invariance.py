@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from shared.config import ModelConfig
-from shared.engine.step_batch import batching
+from shared.engine.row_invariance import fixed_lines
 from shared.pipeline import load_pipeline
 
 REFERENCE_ROWS = 8
@@ -32,9 +32,9 @@ def main() -> None:
     options = parser.parse_args()
     unet = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype)).unet
     print(f"{unet.device} {unet.dtype}, {torch.get_num_threads()} threads, {options.side} latents")
-    for name, remedies in (("as it is", []), ("with fixed lines", [unet])):
-        with batching(remedies):
-            report(name, unet, options.side)
+    report("as it is", unet, options.side)
+    with fixed_lines(unet):
+        report("with fixed lines", unet, options.side)
 
 
 def report(name: str, unet: UNet2DConditionModel, side: int) -> None:

@@ -1,8 +1,9 @@
 """Every tunable of the engine and the model: frozen, validated once, unknown keys refused."""
 
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 
 class Settings(BaseModel):
@@ -36,7 +37,8 @@ class ModelConfig(Settings):
 
     `name` is a bundled model ("postcard"), a local folder in diffusers' layout, or a hub id.
     `device` is torch's name or "auto" (CUDA, else MPS, else CPU). `dtype` "auto" is float32 on a
-    CPU, where it is exact, and bfloat16 or float16 on an accelerator.
+    CPU, where it is exact, and bfloat16 or float16 on an accelerator. `adapters` are the LoRA
+    adapters that requests may ask for: local safetensors files by name.
     """
 
     name: str = "postcard"
@@ -44,6 +46,7 @@ class ModelConfig(Settings):
     variant: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    adapters: dict[str, Path] = {}
     defaults: RequestDefaults = RequestDefaults()
     limits: RequestLimits = RequestLimits()
 
@@ -54,13 +57,21 @@ class ModelConfig(Settings):
 
 
 class EngineConfig(Settings):
-    """How much the engine takes on at once.
+    """How much the engine takes on at once, by priority: bulk work cannot use up online work's.
 
-    `max_in_flight` requests denoise together (each holds its latents and embeddings), `max_queued`
-    more wait. `max_latents_per_forward` bounds one forward by latent positions (rows x latent
-    height x latent width), so that large pictures share a forward with fewer others.
+    `max_in_flight` requests of `max_pixels_in_flight` in all denoise together (each holds its
+    latents and embeddings), `max_queued` more wait. `max_pixels_per_forward` bounds a forward of
+    the denoiser by rows x width x height, so that large pictures share one with fewer others, and
+    `max_pixels_per_decode` one of the autoencoder's; 0 decodes picture by picture.
+
+    With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
+    in any company. `max_prompt_cache_bytes` bounds the encoded prompts that are kept.
     """
 
     max_in_flight: PositiveInt = 16
     max_queued: PositiveInt = 256
-    max_latents_per_forward: PositiveInt = 16 * 32 * 32
+    max_pixels_in_flight: PositiveInt = 16 * 1024 * 1024
+    max_pixels_per_forward: PositiveInt = 16 * 256 * 256
+    max_pixels_per_decode: NonNegativeInt = 0
+    byte_identical: bool = True
+    max_prompt_cache_bytes: NonNegativeInt = 256 * 2**20

@@ -2,6 +2,7 @@
 
 InvalidRequest    the caller's mistake; names the field
 QueueFull         no room to wait; try again later
+DeadlineExceeded  not finished, or not to be finished, in the time that it had
 Cancelled         the caller gave the request up
 RenderFailed      the pipeline failed on this request alone
 ModelUnavailable  the configured checkpoint cannot be loaded
@@ -23,6 +24,10 @@ class InvalidRequest(ValueError):
 
 class QueueFull(RuntimeError):
     """The engine already holds as many waiting requests as its configuration allows."""
+
+
+class DeadlineExceeded(RuntimeError):
+    """The request cannot be, or was not, finished in the time it was given."""
 
 
 class Cancelled(RuntimeError):

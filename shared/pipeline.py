@@ -1,10 +1,13 @@
 """The loader that service, bulk job and notebook share."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
@@ -14,15 +17,15 @@ from shared.model_files import resolve_folder
 def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
     """The stock diffusers pipeline of the configured checkpoint, on its device, ready to call.
 
-    Safetensors weights only, and no code from the checkpoint is ever run; ModelUnavailable says
-    what is wrong otherwise.
+    Its adapters are loaded and none of them active. Safetensors weights only, and no code from the
+    checkpoint is ever run; ModelUnavailable says what is wrong otherwise.
     """
     config = ModelConfig.model_validate(config)
     folder = resolve_folder(config)
     device = _device(config)
     try:
         with _one_thread():
-            return DiffusionPipeline.from_pretrained(
+            pipeline = DiffusionPipeline.from_pretrained(
                 folder,
                 dtype=_dtype(config, device),
                 variant=config.variant,
@@ -30,8 +33,38 @@ def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
                 local_files_only=True,
                 trust_remote_code=False,
             ).to(device)
+            _load_adapters(pipeline, config.adapters)
+            return pipeline
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"cannot load {config.name}: {error}") from error
+
+
+def _load_adapters(pipeline: DiffusionPipeline, adapters: dict[str, Path]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are meant
+        for name, file in adapters.items():
+            _load_adapter(pipeline, name, file)
+    if adapters:
+        pipeline.disable_lora()
+
+
+def _load_adapter(pipeline: DiffusionPipeline, name: str, file: Path) -> None:
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise ModelUnavailable(f"adapter {name}: {file} is no safetensors file")
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ModelUnavailable(f"adapter {name}: {type(pipeline).__name__} takes no LoRA weights")
+    try:
+        pipeline.load_lora_weights(
+            file.absolute().parent,
+            weight_name=file.name,
+            adapter_name=name,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (KeyError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ModelUnavailable(f"adapter {name}: {file} does not fit: {error}") from error
+    if name not in {each for names in pipeline.get_list_adapters().values() for each in names}:
+        raise ModelUnavailable(f"adapter {name}: {file} has no weights for this model")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def test_a_run_parks_at_each_call_and_goes_on_with_what_it_is_given() -> None:
             "sample": 7,
             "factor": 5,
         }
-        assert run.resume(second.forward(**second.kwargs)) is None
+        assert run.resume(second.method(**second.kwargs)) is None
     assert run.result == 35
     assert run.error is None
 

@@ -1,9 +1,6 @@
 """The engine against stock diffusers, which is the oracle, and against what can go wrong."""
 
 import asyncio
-import copy
-import random
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,21 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from diffusers import (
     DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     UNet2DConditionModel,
 )
-from torch import nn
 
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import DenoiseEngine
+from shared.engine import DenoiseEngine, Step
 from shared.errors import Cancelled, EngineDead, QueueFull
 from shared.model_files import load_noise_schedulers, resolve_folder
+from tests.rendering import ONE_OF_255, Gate, arguments, mixed, stock
 from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl
-
-ONE_OF_255 = 1 / 255
 
 
 @pytest.fixture
@@ -37,38 +31,6 @@ def small() -> DiffusionPipeline:
 def engine(small: DiffusionPipeline) -> Iterator[DenoiseEngine]:
     with DenoiseEngine(small) as engine:
         yield engine
-
-
-def arguments(seed: int, **changed: Any) -> dict[str, Any]:
-    return {
-        "prompt": "twin peaks",
-        "num_inference_steps": 4,
-        "generator": torch.Generator().manual_seed(seed),
-        "output_type": "np",
-    } | changed
-
-
-def mixed(seed: int, sizes: tuple[int, ...]) -> dict[str, Any]:
-    """A request with everything that a user may set, drawn from `seed`."""
-    chance = random.Random(seed)
-    return arguments(
-        seed,
-        prompt=chance.choice(["twin peaks", "a lake at night", "city skyline, neon"]),
-        negative_prompt=chance.choice([None, "", "snow"]),
-        num_inference_steps=chance.randint(4, 9),
-        guidance_scale=chance.choice([1.0, 2.5, 4.0, 7.5]),
-        width=chance.choice(sizes),
-        height=chance.choice(sizes),
-    )
-
-
-def stock(pipeline: DiffusionPipeline, scheduler: Any, kwargs: dict[str, Any]) -> np.ndarray:
-    """The picture that diffusers alone renders, as floats from 0 to 1."""
-    alone = copy.copy(pipeline)
-    alone.scheduler = copy.deepcopy(scheduler)
-    generator = torch.Generator().manual_seed(kwargs["generator"].initial_seed())
-    picture: np.ndarray = alone(**kwargs | {"generator": generator}).images[0]
-    return picture
 
 
 def test_sixteen_mixed_requests_equal_the_stock_pipeline(pipeline: DiffusionPipeline) -> None:
@@ -158,67 +120,6 @@ def test_a_timeout_leaves_the_request_running(engine: DenoiseEngine) -> None:
     assert ticket.result(timeout=60).images.shape == (1, 64, 64, 3)
 
 
-def test_a_failing_callback_fails_its_own_request(engine: DenoiseEngine) -> None:
-    def fail(*_: Any) -> Any:
-        raise ZeroDivisionError("in the callback")
-
-    bad = engine.submit(**arguments(0, callback_on_step_end=fail))
-    good = engine.submit(**arguments(1))
-    with pytest.raises(ZeroDivisionError):
-        bad.result(timeout=60)
-    assert good.result(timeout=60).images.shape == (1, 64, 64, 3)
-    assert engine.counters().num_failed == 1
-
-
-def test_arguments_that_diffusers_refuses_fail_their_own_request(engine: DenoiseEngine) -> None:
-    with pytest.raises(ValueError, match="prompt"):
-        engine.submit(**arguments(0, prompt=3)).result(timeout=60)
-
-
-def test_a_forward_that_fails_for_one_is_run_for_the_others(small: DiffusionPipeline) -> None:
-    poison = 13.0
-
-    def refuse_poison(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if (inputs[0] == poison).any():
-            raise RuntimeError("poisoned rows")
-
-    small.unet.conv_in.register_forward_pre_hook(refuse_poison)
-    expected = stock(small, small.scheduler, arguments(1))
-    latents = torch.full((1, 4, 8, 8), poison)
-    with DenoiseEngine(small) as engine:
-        bad = engine.submit(**arguments(0, latents=latents))
-        good = [engine.submit(**arguments(1)) for _ in range(3)]
-        with pytest.raises(RuntimeError, match="poisoned rows"):
-            bad.result(timeout=60)
-        for ticket in good:
-            assert np.abs(ticket.result(timeout=60).images[0] - expected).max() < ONE_OF_255
-
-
-def test_a_call_that_is_no_batch_of_rows_fails_its_own_request(engine: DenoiseEngine) -> None:
-    def call_with_two_times(pipeline: DiffusionPipeline, *_: Any) -> Any:
-        text = torch.zeros(3, 77, 32)
-        pipeline.unet(torch.zeros(3, 4, 8, 8), torch.tensor([1, 2]), encoder_hidden_states=text)
-
-    bad = engine.submit(**arguments(0, callback_on_step_end=call_with_two_times))
-    good = engine.submit(**arguments(1))
-    with pytest.raises(RuntimeError, match="expand"):
-        bad.result(timeout=60)
-    assert good.result(timeout=60).images.shape == (1, 64, 64, 3)
-
-
-class Gate:
-    """A step callback that holds the engine at a request's first step."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.opened = threading.Event()
-
-    def __call__(self, *_: Any) -> dict[str, Any]:
-        self.reached.set()
-        assert self.opened.wait(30)
-        return {}
-
-
 def test_a_cancelled_request_ends_at_its_next_step(engine: DenoiseEngine) -> None:
     gate = Gate()
     ticket = engine.submit(**arguments(0, num_inference_steps=500, callback_on_step_end=gate))
@@ -284,27 +185,6 @@ def test_closing_can_cancel_what_there_is(small: DiffusionPipeline) -> None:
             ticket.result(timeout=0)
 
 
-def test_a_dead_engine_fails_everything_it_held(
-    small: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate()
-    engine = DenoiseEngine(small, EngineConfig(max_in_flight=1))
-    tickets = [engine.submit(**arguments(i, callback_on_step_end=gate)) for i in range(3)]
-    gate.reached.wait(30)
-
-    def broken(*_: Any) -> None:
-        raise MemoryError("a fault of the engine's own")
-
-    monkeypatch.setattr(engine, "_step", broken)
-    gate.opened.set()
-    for ticket in tickets:
-        with pytest.raises(EngineDead, match="a fault of the engine's own"):
-            ticket.result(timeout=60)
-    with pytest.raises(EngineDead):
-        engine.submit(**arguments(0))
-    engine.close()
-
-
 class UndeclaredModel(UNet2DConditionModel):
     """To the engine, a module class that nobody has declared."""
 
@@ -328,3 +208,50 @@ def test_a_second_engine_on_one_pipeline_is_refused(
     engine.submit(**arguments(0)).result(timeout=60)
     with pytest.raises(EngineDead, match="another engine"):
         DenoiseEngine(small).submit(**arguments(0)).result(timeout=60)
+
+
+def test_a_callback_cannot_wait_for_its_own_engine(engine: DenoiseEngine) -> None:
+    def wait(*_: Any) -> dict[str, Any]:
+        engine.submit(**arguments(1)).result(timeout=60)
+        return {}
+
+    with pytest.raises(RuntimeError, match="cannot wait"):
+        engine.submit(**arguments(0, callback_on_step_end=wait)).result(timeout=60)
+
+
+def test_a_callback_may_close_the_engine(small: DiffusionPipeline) -> None:
+    engine = DenoiseEngine(small)
+
+    def close(*_: Any) -> dict[str, Any]:
+        engine.close()
+        return {}
+
+    ticket = engine.submit(**arguments(0, callback_on_step_end=close))
+    assert ticket.result(timeout=60).images.shape == (1, 64, 64, 3)
+    engine.close()
+
+
+def test_steps_can_be_followed(engine: DenoiseEngine, small: DiffusionPipeline) -> None:
+    steps: list[Step] = []
+    quiet = engine.submit(**arguments(0))
+    followed = engine.submit(**arguments(0), on_step=steps.append)
+    assert np.array_equal(followed.result(60).images[0], quiet.result(60).images[0])
+    assert [(step.index, step.num_steps) for step in steps] == [(i, 4) for i in range(1, 5)]
+    assert all(step.latents.shape == (1, 4, 8, 8) for step in steps)
+    assert "step" not in vars(small.scheduler)
+
+
+def test_counters_say_what_was_done(engine: DenoiseEngine) -> None:
+    for ticket in [engine.submit(**arguments(i, guidance_scale=1.0)) for i in range(3)]:
+        ticket.result(timeout=60)
+    engine.submit(**arguments(0, guidance_scale=1.0)).result(timeout=60)
+    counters = engine.counters()
+    assert counters.num_completed == 4
+    assert counters.num_rows == 4 * (4 + 1)  # steps, and a decode
+    assert counters.num_padding_rows >= 4  # those that ran alone
+    assert counters.num_prompt_cache_hits == 3
+    assert counters.num_prompt_cache_misses == 1
+    assert 0 < counters.prompt_cache_bytes < 2**20
+    assert counters.busy_s > 0 < counters.queue_s
+    forwards = counters.forwards_by_requests
+    assert sum(requests * number for requests, number in forwards.items()) == counters.num_rows

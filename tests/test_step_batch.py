@@ -8,10 +8,13 @@ from diffusers import UNet2DConditionModel
 
 from shared.engine import step_batch
 from shared.engine.calls import ModuleCall, PipelineRun
+from shared.engine.row_invariance import default_rule, fixed_lines
+from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from tests.small_models import small_stable_diffusion
 
 MAX_COMPANY = 17
+ANY_NUMBER = RowRule()
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +44,31 @@ def alone(unet: UNet2DConditionModel, one: StepCall) -> torch.Tensor:
 @torch.no_grad()
 def test_each_call_gets_its_own_rows(unet: UNet2DConditionModel) -> None:
     calls = [call(unet, rows, seed) for seed, rows in enumerate([2, 1, 4])]
-    for one, (output,) in zip(calls, step_batch.forward(calls), strict=True):
+    for one, (output,) in zip(calls, step_batch.forward(calls, ANY_NUMBER), strict=True):
         assert output.shape == (one.rows, 4, 8, 8)
         assert (output - alone(unet, one)).abs().max() < 1e-5
 
 
 @torch.no_grad()
-def test_a_single_row_is_rendered_as_two(unet: UNet2DConditionModel) -> None:
-    one = call(unet, rows=1)
-    ((output,),) = step_batch.forward([one])
-    assert output.shape == (1, 4, 8, 8)
+@pytest.mark.parametrize("rule", [RowRule((2,)), RowRule((4, 8)), RowRule((16,))])
+@pytest.mark.parametrize("rows", [[1], [3, 2], [2, 2, 7]])
+def test_a_forward_may_be_padded_and_cut(
+    unet: UNet2DConditionModel, rows: list[int], rule: RowRule
+) -> None:
+    calls = [call(unet, n, seed) for seed, n in enumerate(rows)]
+    for one, (output,) in zip(calls, step_batch.forward(calls, rule), strict=True):
+        assert output.shape == (one.rows, 4, 8, 8)
+        assert (output - alone(unet, one)).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_forward_may_be_cut_to_save_memory(unet: UNet2DConditionModel) -> None:
+    seen: list[int] = []
+    hook = unet.conv_in.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    one = call(unet, 5)
+    ((output,),) = step_batch.forward([one], ANY_NUMBER, max_rows=2)
+    hook.remove()
+    assert seen == [2, 2, 1]
     assert (output - alone(unet, one)).abs().max() < 1e-5
 
 
@@ -87,18 +105,13 @@ def test_what_has_no_line_per_row_is_shared_by_nobody(unet: UNet2DConditionModel
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 2])
 def test_company_changes_no_bit(unet: UNet2DConditionModel, rows: int) -> None:
-    with step_batch.batching([unet]):
+    rule = default_rule(unet.device)
+    with fixed_lines(unet):
         mine = call(unet, rows, seed=99)
-        ((expected,),) = step_batch.forward([mine])
+        ((expected,),) = step_batch.forward([mine], rule)
         for company in range(1, MAX_COMPANY):
             others = [call(unet, 1, seed) for seed in range(company)]
             for place in {0, company // 2, company}:
                 calls = [*others[:place], mine, *others[place:]]
-                (output,) = step_batch.forward(calls)[place]
+                (output,) = step_batch.forward(calls, rule)[place]
                 assert torch.equal(output, expected), (company, place)
-
-
-def test_the_module_is_left_as_it_was(unet: UNet2DConditionModel) -> None:
-    with step_batch.batching([unet]):
-        assert any("forward" in vars(module) for module in unet.modules())
-    assert not any("forward" in vars(module) for module in unet.modules())

@@ -5,12 +5,22 @@ greenlet; the engine's thread gathers parked calls that can share a forward, run
 each owner with its rows. Requests so join and leave at every step, with their own step counts,
 guidance, noise schedulers and callbacks, all of it diffusers' own code.
 
-    calls           park and resume            (greenlets)
-    step_batch      gather and scatter         (tensors, no policy)
-    step_scheduler  who goes next              (policy, no tensors)
-    engine          the thread and the tickets
+    calls             park and resume                         (greenlets)
+    declarations      where a module class takes its rows     (a table)
+    step_batch        gather and scatter                      (tensors, no policy)
+    row_rule          how many rows a forward may carry       (policy, no tensors)
+    row_invariance    the search for that rule                (tensors, no policy)
+    step_scheduler    who goes next                           (policy, no tensors)
+    waiting_line      who is let in                           (policy, no tensors)
+    step_times        who can finish when                     (policy, no tensors)
+    expected_work     what a request will take                (reads arguments)
+    adapters          which LoRA adapters are active          (the weights' state)
+    prompt_cache      encoded prompts
+    tickets           what a caller holds and reads
+    engine            the thread
 """
 
-from shared.engine.engine import DenoiseEngine, EngineCounters, RequestStats, Ticket
+from shared.engine.engine import DenoiseEngine
+from shared.engine.tickets import EngineCounters, Priority, RequestStats, Step, Ticket
 
-__all__ = ["DenoiseEngine", "EngineCounters", "RequestStats", "Ticket"]
+__all__ = ["DenoiseEngine", "EngineCounters", "Priority", "RequestStats", "Step", "Ticket"]

@@ -1,4 +1,4 @@
-"""Park and resume: a pipeline runs in a greenlet that stops at every call of a parked module."""
+"""Park and resume: a pipeline runs in a greenlet that stops at every call of a parked method."""
 
 import functools
 import inspect
@@ -13,11 +13,11 @@ from torch import nn
 
 @dataclass(frozen=True, eq=False)
 class ModuleCall:
-    """A module's forward that a pipeline run waits for. `kwargs` holds every argument by name."""
+    """A module's call that a pipeline run waits for. `kwargs` holds every argument by name."""
 
     run: "PipelineRun"
     module: nn.Module
-    forward: Callable[..., Any]  # the module's own, which does not park
+    method: Callable[..., Any]  # the module's own, which does not park
     kwargs: dict[str, Any]
 
 
@@ -38,11 +38,11 @@ class PipelineRun:
         return self._parked(self._greenlet.switch())
 
     def resume(self, output: Any) -> ModuleCall | None:
-        """Go on with what the awaited forward gave."""
+        """Go on with what the awaited call gave."""
         return self._parked(self._greenlet.switch(output))
 
     def throw(self, error: BaseException) -> ModuleCall | None:
-        """Go on with `error` raised out of the awaited forward."""
+        """Go on with `error` raised out of the awaited call."""
         return self._parked(self._greenlet.throw(error))
 
     def execute(self) -> None:
@@ -65,36 +65,42 @@ class _RunGreenlet(greenlet):
         self.pipeline_run = pipeline_run
 
 
-@contextmanager
-def parking(module: nn.Module) -> Iterator[None]:
-    """Within it, a call of `module` from inside a PipelineRun parks; any other goes through."""
-    forward = module.forward
-    if hasattr(forward, "parks"):
-        raise ValueError(f"another engine already runs this {type(module).__name__}")
-    names = list(inspect.signature(forward).parameters)
+def current_run() -> PipelineRun | None:
+    """The run whose pipeline is executing now; None outside of any."""
+    current = getcurrent()
+    return current.pipeline_run if isinstance(current, _RunGreenlet) else None
 
-    @functools.wraps(forward)
+
+@contextmanager
+def parking(module: nn.Module, method: str = "forward") -> Iterator[None]:
+    """Within it, calling `method` inside a PipelineRun parks; any other call goes through."""
+    own = getattr(module, method)
+    if hasattr(own, "parks"):
+        raise ValueError(f"another engine already runs this {type(module).__name__}")
+    names = list(inspect.signature(own).parameters)
+
+    @functools.wraps(own)
     def park(*args: Any, **kwargs: Any) -> Any:
         current = getcurrent()
         if not isinstance(current, _RunGreenlet):
-            return forward(*args, **kwargs)
+            return own(*args, **kwargs)
         named = dict(zip(names, args, strict=False)) | kwargs
         assert current.parent is not None
-        return current.parent.switch(ModuleCall(current.pipeline_run, module, forward, named))
+        return current.parent.switch(ModuleCall(current.pipeline_run, module, own, named))
 
     park.parks = True  # type: ignore[attr-defined]
-    with forward_replaced(module, park):
+    with replaced(module, method, park):
         yield
 
 
 @contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Within it, this one module runs `forward`; its hooks and its class stay as they are."""
-    own = vars(module).get("forward")  # set where another library already wraps this instance
-    module.forward = forward
+def replaced(module: nn.Module, method: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Within it, this one module runs `function`; its hooks and its class stay as they are."""
+    own = vars(module).get(method)  # set where another library already wraps this instance
+    setattr(module, method, function)
     try:
         yield
     finally:
-        del module.forward
+        delattr(module, method)
         if own is not None:
-            module.forward = own
+            setattr(module, method, own)

@@ -1,16 +1,14 @@
-"""The engine: a thread that runs every request's pipeline step by step, and its tickets."""
+"""The engine: a thread that runs every request's pipeline step by step."""
 
-import asyncio
-import contextlib
 import copy
 import functools
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Generator
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,98 +18,90 @@ from torch import nn
 
 from shared.config import EngineConfig
 from shared.engine import step_batch
-from shared.engine.calls import ModuleCall, PipelineRun
+from shared.engine.adapters import Adapters, AdapterSet, adapter_set
+from shared.engine.calls import ModuleCall, PipelineRun, parking
+from shared.engine.declarations import arguments_of
+from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
+from shared.engine.prompt_cache import PromptCache, caching
+from shared.engine.row_invariance import default_rule, find_rule, fixed_lines
+from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from shared.engine.step_scheduler import StepScheduler
-from shared.errors import Cancelled, EngineDead, QueueFull
+from shared.engine.step_times import StepTimes, Work
+from shared.engine.tickets import EngineCounters, Priority, RequestStats, Step, Ticket
+from shared.engine.waiting_line import WaitingLine
+from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
 
 logger = logging.getLogger(__name__)
 
+_DENOISERS = ("unet", "transformer", "controlnet")
 
-@dataclass(frozen=True)
-class RequestStats:
-    """What one request took: seconds waiting, seconds running, forwards, and those with company."""
-
-    queue_s: float
-    run_s: float
-    num_forwards: int
-    num_shared_forwards: int
-
-
-@dataclass(frozen=True)
-class EngineCounters:
-    """What an engine has done so far. `forwards_by_requests[k]` counts forwards that k shared."""
-
-    num_completed: int = 0
-    num_failed: int = 0
-    num_cancelled: int = 0
-    num_waiting: int = 0
-    num_in_flight: int = 0
-    num_rows: int = 0
-    forwards_by_requests: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def num_shared_forwards(self) -> int:
-        return sum(n for requests, n in self.forwards_by_requests.items() if requests > 1)
-
-
-class Ticket:
-    """A submitted request: await it, or ask for its `result`. Both give the pipeline's own output.
-
-    They raise what the pipeline raised, Cancelled, or EngineDead.
-    """
-
-    def __init__(self) -> None:
-        self._future: Future[Any] = Future()
-        self._is_cancel_asked = False
-        self._stats: RequestStats | None = None
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Wait up to `timeout` seconds; TimeoutError leaves the request running."""
-        return self._future.result(timeout)
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def cancel(self) -> None:
-        """Give the request up: it ends with Cancelled at its next step, unless it ended before."""
-        self._is_cancel_asked = True
-
-    @property
-    def stats(self) -> RequestStats:
-        """Of a request that was rendered; there are none before its result."""
-        assert self._stats is not None, "no stats before the result"
-        return self._stats
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Any:
-        outcome = asyncio.wrap_future(self._future)
-        try:
-            return await asyncio.shield(outcome)
-        except asyncio.CancelledError:
-            # The waiter is cancelled. It goes on waiting until the engine has let the request
-            # go, so that whoever counts running requests by waiters counts right.
-            self.cancel()
-            while not outcome.done():
-                with contextlib.suppress(asyncio.CancelledError):  # cancelled once more
-                    await asyncio.wait([outcome])
-            outcome.exception()
-            raise
+# Under which counter an error goes that is not a failure.
+_ENDS: dict[type[BaseException], str] = {
+    Cancelled: "num_cancelled",
+    DeadlineExceeded: "num_expired",
+}
 
 
 @dataclass(eq=False)
 class _Request:
     ticket: Ticket
+    pipeline: DiffusionPipeline
     scheduler: SchedulerMixin | None
     pipeline_kwargs: dict[str, Any]
+    priority: Priority
+    adapters: AdapterSet
+    deadline: float | None  # on the clock of time.perf_counter
+    on_step: Callable[[Step], None] | None
+    expected: ExpectedWork
     submitted_at: float
     started_at: float = 0.0
     run: PipelineRun | None = None
-    parked: StepCall | None = None  # None: not started, or just ended
+    parked: "_Parked | None" = None  # None: not started, or just ended
     num_forwards: int = 0
     num_shared_forwards: int = 0
+    # Where its calls are not to be rendered but to find row rules with: the rules found.
+    found_rules: dict[str, RowRule] | None = None
+
+    @property
+    def pixels(self) -> int:
+        return self.expected.pixels * self.expected.pictures
+
+
+@dataclass(frozen=True, eq=False)
+class _Parked:
+    """A request's parked call, as the step scheduler sees it."""
+
+    request: _Request
+    step: StepCall
+    kind: str
+    pixels: int
+
+    @property
+    def pixels_per_row(self) -> int:
+        return self.pixels // max(1, self.step.rows)
+
+    @property
+    def key(self) -> step_batch.CallKey:
+        return self.step.key
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def setup(self) -> AdapterSet:
+        return self.request.adapters
+
+
+@dataclass
+class _Totals:
+    """Sums behind the counters."""
+
+    amounts: Counter[str] = field(default_factory=Counter)
+    requests_per_forward: Counter[int] = field(default_factory=Counter)
+    busy_s: float = 0.0
+    queue_s: float = 0.0
 
 
 class DenoiseEngine:
@@ -125,40 +115,112 @@ class DenoiseEngine:
     def __init__(self, pipeline: DiffusionPipeline, config: EngineConfig | None = None) -> None:
         self._pipeline = pipeline
         self._config = config or EngineConfig()
-        self._changed = threading.Condition()  # guards the five below
-        self._waiting: deque[_Request] = deque()
+        self._changed = threading.Condition()  # guards what submit() and counters() look at
+        self._waiting = WaitingLine[_Request](
+            max_waiting=self._config.max_queued,
+            max_in_flight=self._config.max_in_flight,
+            max_pixels=self._config.max_pixels_in_flight,
+        )
         self._running: list[_Request] = []
         self._is_closing = False
         self._death: BaseException | None = None
-        self._counters = EngineCounters()
-        self._requests_per_forward: Counter[int] = Counter()
-        self._step_scheduler = StepScheduler[StepCall](self._config.max_latents_per_forward)
+        self._totals = _Totals()
+        self._times = StepTimes()
+        self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
+        self._rules: dict[int, RowRule] = {}
+        self._limits: dict[str, int] = {}  # pixels of a forward, by kind, where memory ran out
+        self._adapters = Adapters(pipeline)
+        self._prompts = PromptCache(self._config.max_prompt_cache_bytes)
+        self._pixels_per_latent = pipeline_scale(pipeline) ** 2
+        self._step_scheduler = StepScheduler[_Parked](
+            {
+                "denoise": self._config.max_pixels_per_forward,
+                "decode": self._config.max_pixels_per_decode,
+            }
+        )
         self._thread = threading.Thread(target=self._main, name="denoise-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, *, scheduler: SchedulerMixin | None = None, **pipeline_kwargs: Any) -> Ticket:
+    def submit(
+        self,
+        *,
+        pipeline: DiffusionPipeline | None = None,
+        scheduler: SchedulerMixin | None = None,
+        adapters: Mapping[str, float] | None = None,
+        priority: Priority = Priority.ONLINE,
+        timeout_s: float | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        **pipeline_kwargs: Any,
+    ) -> Ticket:
         """Render with the stock pipeline's keyword arguments; callable from any thread.
 
+        `pipeline` is another one on the same modules (img2img from diffusers' `from_pipe`, say).
         `scheduler` is a diffusers noise scheduler to use instead of the pipeline's own; it is
-        copied. Raises QueueFull, or EngineDead once the engine is closed.
+        copied. `adapters` are weights of loaded LoRA adapters by name. The request has to finish
+        within `timeout_s` seconds. `on_step` is called in the engine's thread after each step.
+
+        Raises QueueFull, DeadlineExceeded if the time cannot suffice, ValueError for an unknown
+        adapter or foreign modules, or EngineDead once the engine is closed.
         """
-        request = _Request(Ticket(), scheduler, pipeline_kwargs, submitted_at=time.perf_counter())
-        with self._changed:
-            self._raise_unless_open()
-            if len(self._waiting) >= self._config.max_queued:
-                raise QueueFull(f"{self._config.max_queued} requests are already waiting")
-            self._waiting.append(request)
-            self._changed.notify_all()
+        now = time.perf_counter()
+        pipeline = pipeline or self._pipeline
+        self._check_modules(pipeline)
+        request = _Request(
+            ticket=Ticket(self._thread),
+            pipeline=pipeline,
+            scheduler=scheduler,
+            pipeline_kwargs=pipeline_kwargs,
+            priority=priority,
+            adapters=adapter_set(adapters or {}),
+            deadline=None if timeout_s is None else now + timeout_s,
+            on_step=on_step,
+            expected=expected_work(pipeline, pipeline_kwargs),
+            submitted_at=now,
+        )
+        self._adapters.check(request.adapters)
+        self._enqueue(request)
         return request.ticket
+
+    def find_row_rules(self, **pipeline_kwargs: Any) -> dict[str, RowRule]:
+        """Search the row rules of this device by a small request, use them, and return them.
+
+        By module class. Every engine that is to give the same bytes has to search with the same
+        arguments, or not at all. Blocks until it is done.
+        """
+        rules: dict[str, RowRule] = {}
+        request = _Request(
+            ticket=Ticket(self._thread),
+            pipeline=self._pipeline,
+            scheduler=None,
+            pipeline_kwargs=pipeline_kwargs,
+            priority=Priority.ONLINE,
+            adapters=(),
+            deadline=None,
+            on_step=None,
+            expected=expected_work(self._pipeline, pipeline_kwargs),
+            submitted_at=time.perf_counter(),
+            found_rules=rules,
+        )
+        self._enqueue(request)
+        request.ticket.result()
+        return rules
 
     def counters(self) -> EngineCounters:
         """A snapshot of what the engine has done."""
         with self._changed:
-            return replace(
-                self._counters,
+            totals = self._totals
+            return EngineCounters(
+                **totals.amounts,
+                busy_s=totals.busy_s,
+                queue_s=totals.queue_s,
                 num_waiting=len(self._waiting),
                 num_in_flight=len(self._running),
-                forwards_by_requests=dict(sorted(self._requests_per_forward.items())),
+                num_lane_switches=self._step_scheduler.num_lane_switches,
+                num_adapter_switches=self._adapters.num_switches,
+                num_prompt_cache_hits=self._prompts.num_hits,
+                num_prompt_cache_misses=self._prompts.num_misses,
+                prompt_cache_bytes=self._prompts.num_bytes,
+                forwards_by_requests=dict(sorted(totals.requests_per_forward.items())),
             )
 
     def check_alive(self) -> None:
@@ -174,7 +236,8 @@ class DenoiseEngine:
                 for request in [*self._waiting, *self._running]:
                     request.ticket.cancel()
             self._changed.notify_all()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # a callback may close, not wait
+            self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -187,115 +250,22 @@ class DenoiseEngine:
     ) -> None:
         self.close(cancel=error is not None)
 
-    # Everything below runs in the engine's thread.
+    def _check_modules(self, pipeline: DiffusionPipeline) -> None:
+        for name in _DENOISERS:
+            if getattr(pipeline, name, None) is not getattr(self._pipeline, name, None):
+                raise ValueError(f"pipeline: its {name} is not the one that this engine runs")
 
-    def _main(self) -> None:
-        try:
-            with torch.no_grad(), step_batch.batching(self._denoisers()):
-                while self._wait_for_work():
-                    self._drop_cancelled()
-                    self._admit()
-                    self._step()
-        except BaseException as error:
-            logger.exception("the engine died")
-            self._die(error)
-
-    def _step(self) -> None:
-        calls = self._step_scheduler.next_calls()
-        if not calls:
-            return
-        self._count_forward(calls)
-        for call, output in zip(calls, _forward_isolated(calls), strict=True):
-            request = self._owner(call)
-            assert request.run is not None
-            if isinstance(output, Exception):
-                self._parked(request, request.run.throw(output))
-            else:
-                self._parked(request, request.run.resume(output))
-
-    def _wait_for_work(self) -> bool:
-        """Sleep while there is nothing to do; False once that is for good."""
+    def _enqueue(self, request: _Request) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closing)
-            return bool(self._waiting or self._running)
-
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            waiting = [each for each in self._waiting if each.ticket._is_cancel_asked]
-            self._waiting = deque(each for each in self._waiting if each not in waiting)
-        for request in waiting:
-            self._fail(request, Cancelled("cancelled while it waited"))
-        for request in [each for each in self._running if each.ticket._is_cancel_asked]:
-            assert request.run is not None
-            assert request.parked is not None
-            self._step_scheduler.remove(request.parked)
-            self._parked(request, request.run.throw(Cancelled("cancelled between two steps")))
-
-    def _admit(self) -> None:
-        while (request := self._next_admitted()) is not None:
-            request.started_at = time.perf_counter()
-            request.run = PipelineRun(functools.partial(self._call_pipeline, request))
-            self._parked(request, request.run.start())
-
-    def _next_admitted(self) -> _Request | None:
-        with self._changed:
-            if not self._waiting or len(self._running) >= self._config.max_in_flight:
-                return None
-            request = self._waiting.popleft()
-            self._running.append(request)
-            return request
-
-    def _call_pipeline(self, request: _Request) -> Any:
-        # A shallow copy gives the run its own attributes (as its guidance scale) and shares the
-        # weights. Noise schedulers keep their place in the trajectory, so each run has its own.
-        pipeline = copy.copy(self._pipeline)
-        pipeline.scheduler = copy.deepcopy(request.scheduler or self._pipeline.scheduler)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline(**request.pipeline_kwargs)
-
-    def _parked(self, request: _Request, call: ModuleCall | None) -> None:
-        """Record where a run stands after it was stepped: at its next call, or at its end."""
-        assert request.run is not None
-        while call is not None:
-            try:
-                request.parked = step_batch.describe(call)
-            except Exception as error:  # arguments that are no rows: its own pipeline's problem
-                call = request.run.throw(error)
-            else:
-                self._step_scheduler.add(request.parked)
-                return
-        request.parked = None
-        with self._changed:
-            self._running.remove(request)
-        if request.run.error is not None:
-            self._fail(request, request.run.error)
-        else:
-            self._complete(request, request.run.result)
-
-    def _complete(self, request: _Request, result: Any) -> None:
-        request.ticket._stats = RequestStats(
-            queue_s=request.started_at - request.submitted_at,
-            run_s=time.perf_counter() - request.started_at,
-            num_forwards=request.num_forwards,
-            num_shared_forwards=request.num_shared_forwards,
-        )
-        self._count(num_completed=1)
-        request.ticket._future.set_result(result)
-
-    def _fail(self, request: _Request, error: BaseException) -> None:
-        self._count(**{"num_cancelled" if isinstance(error, Cancelled) else "num_failed": 1})
-        request.ticket._future.set_exception(error)
-
-    def _die(self, error: BaseException) -> None:
-        with self._changed:
-            self._death = error
-            lost = [*self._running, *self._waiting]
-            self._running.clear()
-            self._waiting.clear()
-        for request in lost:
-            dead = EngineDead(f"the engine died: {error}")
-            dead.__cause__ = error
-            self._fail(request, dead)
+            self._raise_unless_open()
+            if self._waiting.is_full(request.priority):
+                raise QueueFull(f"{self._config.max_queued} requests are already waiting")
+            ahead = [*self._running, *self._waiting]
+            if not self._can_finish(request, ahead, request.submitted_at):
+                self._totals.amounts["num_expired"] += 1
+                raise DeadlineExceeded("it cannot be finished in the time that it has")
+            self._waiting.add(request)
+            self._changed.notify_all()
 
     def _raise_unless_open(self) -> None:
         if self._death is not None:
@@ -303,38 +273,331 @@ class DenoiseEngine:
         if self._is_closing:
             raise EngineDead("the engine is closed")
 
-    def _owner(self, call: StepCall) -> _Request:
-        return next(request for request in self._running if request.parked is call)
+    def _can_finish(self, request: _Request, others: list[_Request], now: float) -> bool:
+        """Whether it can be done by its deadline, as far as the times so far tell."""
+        if request.deadline is None:
+            return True
+        rivals = [
+            self._work_left(each)
+            for each in others
+            if each.priority <= request.priority and each is not request
+        ]
+        return now + self._times.seconds_left(self._work_left(request), rivals) < request.deadline
 
-    def _count_forward(self, calls: list[StepCall]) -> None:
-        for call in calls:
-            request = self._owner(call)
-            request.num_forwards += 1
-            request.num_shared_forwards += len(calls) > 1
+    def _work_left(self, request: _Request) -> Work:
+        expected = request.expected
+        return Work(
+            pixels=expected.pixels,
+            rows=expected.pictures * self._rows_per_picture[expected.guided],
+            steps=max(0, expected.steps - request.num_forwards),
+        )
+
+    # Everything below runs in the engine's thread.
+
+    def _main(self) -> None:
+        try:
+            with torch.no_grad(), self._taken_over_modules():
+                while self._wait_for_work():
+                    self._drop_the_unwanted()
+                    self._admit()
+                    self._step()
+        except BaseException as error:
+            logger.exception("the engine died")
+            self._die(error)
+
+    def _taken_over_modules(self) -> ExitStack:
+        """Until it is closed, the pipeline's calls park, or are answered from the prompt cache."""
+        with ExitStack() as stack:
+            for module in self._denoisers():
+                if arguments_of(module) is None:
+                    logger.warning("%s is not declared and runs unbatched", type(module).__name__)
+                elif self._config.byte_identical:
+                    stack.enter_context(fixed_lines(module))
+                stack.enter_context(parking(module))
+            vae = getattr(self._pipeline, "vae", None)
+            if vae is not None and not _changes_dtype_to_decode(vae):
+                stack.enter_context(parking(vae, "decode"))
+            for name, encoder in self._pipeline.components.items():
+                if name.startswith("text_encoder") and isinstance(encoder, nn.Module):
+                    stack.enter_context(caching(encoder, self._prompts, self._activate_for))
+            return stack.pop_all()
+
+    def _denoisers(self) -> list[nn.Module]:
+        """The modules whose forwards park: of a container, as of several ControlNets, its parts."""
+        denoisers = []
+        for name in _DENOISERS:
+            module = getattr(self._pipeline, name, None)
+            if module is None:
+                continue
+            declared = [part for part in module.modules() if arguments_of(part) is not None]
+            denoisers += declared if declared else [module]
+        return denoisers
+
+    def _wait_for_work(self) -> bool:
+        """Sleep while there is nothing to do; False once that is for good."""
         with self._changed:
-            self._requests_per_forward[len(calls)] += 1
-        self._count(num_rows=sum(call.rows for call in calls))
+            self._changed.wait_for(lambda: len(self._waiting) or self._running or self._is_closing)
+            return bool(len(self._waiting) or self._running)
+
+    def _drop_the_unwanted(self) -> None:
+        """Cancelled requests, and those whose time is over."""
+        reason = functools.partial(_reason_to_drop, now=time.perf_counter())
+        with self._changed:
+            waiting = self._waiting.take_all(lambda request: reason(request) is not None)
+        for request in [*waiting, *self._running]:
+            error = reason(request)
+            if error is None:
+                continue
+            if request.parked is None:
+                self._fail(request, error)
+            else:
+                self._step_scheduler.remove(request.parked)
+                self._throw(request, error)
+
+    def _admit(self) -> None:
+        while (request := self._next_admitted()) is not None:
+            now = request.started_at = time.perf_counter()
+            if not self._can_finish(request, self._running, now):
+                with self._changed:
+                    self._running.remove(request)
+                self._fail(request, DeadlineExceeded("it waited until its time could not suffice"))
+                continue
+            request.run = PipelineRun(functools.partial(_call_pipeline, request))
+            self._settle(request, request.run.start())
+
+    def _next_admitted(self) -> _Request | None:
+        """Bulk work is let in only while no online work is under way: starting takes time too."""
+        with self._changed:
+            under_way = self._step_scheduler.first_priority()
+            for priority in Priority:
+                if under_way is not None and under_way < priority:
+                    return None
+                request = self._waiting.take(priority, self._running)
+                if request is not None:
+                    self._running.append(request)
+                    return request
+            return None
+
+    def _step(self) -> None:
+        calls = self._step_scheduler.next_calls()
+        if not calls:
+            return
+        started = time.perf_counter()
+        outputs = self._forward(calls)
+        self._count_forward(calls, time.perf_counter() - started)
+        for call, output in zip(calls, outputs, strict=True):
+            if isinstance(output, Exception):
+                self._throw(call.request, output)
+            else:
+                assert call.request.run is not None
+                self._settle(call.request, call.request.run.resume(output))
+
+    def _forward(self, calls: list[_Parked]) -> list[Any]:
+        """Each call's output, or the exception that its own rows raise when run alone."""
+        first = calls[0]
+        max_rows = self._rows_that_fit(first)
+        try:
+            self._activate(first)
+            return step_batch.forward([call.step for call in calls], self._rule_of(first), max_rows)
+        except torch.AcceleratorError:
+            raise  # the device is lost, and with it whatever was on it
+        except Exception as error:
+            failure = error
+        if _is_out_of_memory(failure):
+            failure = failure.with_traceback(None)  # its frames hold tensors
+            _free_memory()
+            rows = sum(call.step.rows for call in calls)
+            rows = min(rows, max_rows or rows)
+            if rows > 1:
+                self._remember_limit(first, rows // 2)
+                return self._forward(calls)
+        if len(calls) == 1:
+            return [failure]
+        self._count(num_bisections=1)
+        half = len(calls) // 2
+        return [*self._forward(calls[:half]), *self._forward(calls[half:])]
+
+    def _rows_that_fit(self, call: _Parked) -> int | None:
+        """How many rows a forward may hold since one ran out of memory; None if none did."""
+        limit = self._limits.get(call.kind)
+        return None if limit is None else max(1, limit // call.pixels_per_row)
+
+    def _remember_limit(self, call: _Parked, rows: int) -> None:
+        limit = self._limits[call.kind] = rows * call.pixels_per_row
+        self._step_scheduler.lower_limit(call.kind, limit)
+        self._count(num_bisections=1)
+
+    def _throw(self, request: _Request, error: Exception) -> None:
+        assert request.run is not None
+        self._settle(request, request.run.throw(error))
+
+    def _settle(self, request: _Request, call: ModuleCall | None) -> None:
+        """Park a run that went on to its next `call`, or finish it at its end."""
+        run = request.run
+        assert run is not None
+        request.parked = None
+        while call is not None:
+            try:
+                self._park(request, call)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:  # its own pipeline's fault
+                call = run.throw(error)
+            else:
+                return
+        request.run = None  # they hold one another: let the pictures go as soon as they are taken
+        with self._changed:
+            self._running.remove(request)
+        if isinstance(run.error, torch.AcceleratorError):
+            self._fail(request, EngineDead(f"the device was lost: {run.error}"))
+            raise run.error
+        if run.error is not None:
+            self._fail(request, run.error)
+        else:
+            self._complete(request, run.result)
+
+    def _park(self, request: _Request, call: ModuleCall) -> None:
+        step = step_batch.describe(call)
+        kind = "decode" if call.method.__name__ == "decode" else "denoise"
+        if kind == "decode":
+            _check_finite(call)
+        if request.found_rules is not None and step.rows:
+            rule = self._rules[id(call.module)] = find_rule(step)
+            request.found_rules[type(call.module).__name__] = rule
+        if kind == "denoise" and step.rows:
+            expected = request.expected
+            self._rows_per_picture[expected.guided] = max(1, step.rows // expected.pictures)
+        pixels = step.latents * self._pixels_per_latent or request.pixels
+        request.parked = _Parked(request, step, kind, pixels)
+        self._step_scheduler.add(request.parked)
+
+    def _activate_for(self, run: PipelineRun) -> AdapterSet:
+        """Ready the text encoders for the run that is calling one."""
+        request = next(each for each in self._running if each.run is run)
+        self._adapters.activate(request.adapters)
+        return request.adapters
+
+    def _activate(self, call: _Parked) -> None:
+        seconds = self._adapters.activate(call.setup)
+        if seconds:
+            speed = self._times.pixels_per_second(call.kind, call.pixels_per_row)
+            self._step_scheduler.setup_pixels = seconds * speed
+
+    def _rule_of(self, call: _Parked) -> RowRule:
+        """Decodes are under the rule if several pictures may share one, else of their own size."""
+        if not self._config.byte_identical or (
+            call.kind == "decode" and not self._config.max_pixels_per_decode
+        ):
+            return RowRule()
+        module = call.step.call.module
+        if id(module) not in self._rules:
+            self._rules[id(module)] = default_rule(next(module.parameters()).device)
+        return self._rules[id(module)]
+
+    def _complete(self, request: _Request, result: Any) -> None:
+        queue_s = request.started_at - request.submitted_at
+        stats = RequestStats(
+            queue_s=queue_s,
+            run_s=time.perf_counter() - request.started_at,
+            num_forwards=request.num_forwards,
+            num_shared_forwards=request.num_shared_forwards,
+        )
+        with self._changed:
+            self._totals.queue_s += queue_s
+        self._count(num_completed=1)
+        request.ticket.complete(result, stats)
+
+    def _fail(self, request: _Request, error: BaseException) -> None:
+        self._count(**{_ENDS.get(type(error), "num_failed"): 1})
+        request.ticket.fail(error)
+
+    def _die(self, error: BaseException) -> None:
+        with self._changed:
+            self._death = error
+            lost = [*self._running, *self._waiting.take_all(lambda _: True)]
+            self._running.clear()
+        for request in lost:
+            dead = EngineDead(f"the engine died: {error}")
+            dead.__cause__ = error
+            if request.run is not None and request.parked is not None:
+                request.run.throw(dead)  # let the pipeline clean up behind itself
+            self._fail(request, dead)
+
+    def _count_forward(self, calls: list[_Parked], seconds: float) -> None:
+        first = calls[0]
+        rows = sum(call.step.rows for call in calls)
+        for call in calls:
+            call.request.num_forwards += call.kind == "denoise"
+            call.request.num_shared_forwards += len(calls) > 1
+        with self._changed:
+            self._totals.busy_s += seconds
+            self._totals.requests_per_forward[len(calls)] += 1
+            if rows:
+                self._times.observe(first.kind, first.pixels_per_row, rows, seconds)
+        padding = sum(self._rule_of(first).chunks(rows)) - rows if rows else 0
+        self._count(num_rows=rows, num_padding_rows=padding)
 
     def _count(self, **amounts: int) -> None:
         with self._changed:
-            totals = {name: getattr(self._counters, name) + n for name, n in amounts.items()}
-            self._counters = replace(self._counters, **totals)
-
-    def _denoisers(self) -> list[nn.Module]:
-        """The pipeline's modules whose calls park."""
-        found = [getattr(self._pipeline, name, None) for name in ("unet", "transformer")]
-        denoisers = [module for module in found if module is not None]
-        for module in denoisers:
-            if not step_batch.is_declared(module):
-                logger.warning("%s is not declared and runs unbatched", type(module).__name__)
-        return denoisers
+            self._totals.amounts.update(amounts)
 
 
-def _forward_isolated(calls: list[StepCall]) -> list[Any]:
-    """Each call's output, or the exception that its own rows raise when run alone."""
-    try:
-        return step_batch.forward(calls)
-    except Exception as error:
-        if len(calls) == 1:
-            return [error]
-        return [output for call in calls for output in _forward_isolated([call])]
+def _call_pipeline(request: _Request) -> Any:
+    # A shallow copy gives the run its own attributes (as its guidance scale) and shares the
+    # weights. Noise schedulers keep their place in the trajectory, so each run has its own.
+    pipeline = copy.copy(request.pipeline)
+    pipeline.scheduler = copy.deepcopy(request.scheduler or pipeline.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    if request.on_step is not None:
+        _follow_steps(pipeline, request.on_step)
+    return pipeline(**request.pipeline_kwargs)
+
+
+def _follow_steps(pipeline: DiffusionPipeline, on_step: Callable[[Step], None]) -> None:
+    """Call `on_step` after each of the noise scheduler's steps: every pipeline has those."""
+    noise_scheduler = pipeline.scheduler
+    own = noise_scheduler.step
+    index = 0
+
+    @functools.wraps(own)  # pipelines look at its signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal index
+        output = own(*args, **kwargs)
+        index += 1
+        num_steps = getattr(pipeline, "_num_timesteps", len(noise_scheduler.timesteps))
+        on_step(Step(index, num_steps, output[0]))
+        return output
+
+    noise_scheduler.step = step
+
+
+def _reason_to_drop(request: _Request, now: float) -> Exception | None:
+    if request.ticket.is_cancel_asked:
+        return Cancelled("cancelled before it was finished")
+    if request.deadline is not None and now >= request.deadline:
+        return DeadlineExceeded("it was not finished in the time that it had")
+    return None
+
+
+def _check_finite(decode: ModuleCall) -> None:
+    """Once per picture, since looking at values waits for the device."""
+    latents = next(iter(decode.kwargs.values()))
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError("the latents are not finite: nothing can be decoded from them")
+
+
+def _changes_dtype_to_decode(vae: nn.Module) -> bool:
+    # Such a pipeline casts the whole autoencoder up before it decodes, and back after: nobody
+    # else may come in between.
+    return bool(getattr(vae.config, "force_upcast", False)) and vae.dtype == torch.float16
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
+        error
+    )
+
+
+def _free_memory() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -1,51 +1,40 @@
 """Gather and scatter: several parked calls become one forward's rows, and its output theirs again.
 
-A row's result must not depend on who else is in the forward. Found by comparing every layer's
-output bit by bit (float32, x86 CPU, `benchmarks/row_invariance.py`): convolutions and attention
-give a row the same bits from 2 rows up, whatever the row count; Linear layers whose input has one
-line per row (time and pooled text embeddings) do not, since the matrix product is cut differently
-for each row count. So those layers run on a fixed number of lines, which costs next to nothing,
-and a forward of one row runs as two.
+Which arguments have rows is declared per module class (`declarations`); how many rows a forward may
+carry for a row's bits not to depend on its company is the `RowRule`'s to say.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from shared.engine.calls import ModuleCall, forward_replaced, parking
+from shared.engine.calls import ModuleCall
+from shared.engine.declarations import Arguments, arguments_of
+from shared.engine.row_rule import RowRule
 
-_LINEAR_LINES = 8
 _PLAIN = (type(None), bool, int, float, str)
 
-
-@dataclass(frozen=True)
-class _Arguments:
-    """How the forward of a module class takes its rows.
-
-    `sample` is the tensor (rows, channels, height, width) that is denoised. `per_row_scalars` may
-    come as one value for all rows. Any other tensor has a line per row.
-    """
-
-    sample: str
-    per_row_scalars: frozenset[str]
-
-
-_DECLARED = {
-    "UNet2DConditionModel": _Arguments("sample", frozenset({"timestep"})),
-}
+# One line of rows: a tensor's, or an entry of a list.
+Column = Tensor | list[Any]
 
 
 class CallKey(NamedTuple):
     """Calls with equal keys can share a forward."""
 
     module_id: int
-    signature: tuple[Any, ...]
+    signature: Any
+
+
+class _Place(NamedTuple):
+    """Where a column stands in an argument: it is the value, or leaf `leaf` of a structure."""
+
+    name: str
+    leaf: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,117 +46,192 @@ class StepCall:
 
     call: ModuleCall
     key: CallKey
-    rows: int
-    latents: int
-    kwargs: dict[str, Any]
-
-
-def is_declared(module: nn.Module) -> bool:
-    """Whether calls of `module` can share a forward; others take turns, each in one of its own."""
-    return type(module).__name__ in _DECLARED
-
-
-@contextmanager
-def batching(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, calls of `modules` park, and their rows do not depend on their company."""
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(parking(module))
-            for layer in module.modules() if is_declared(module) else ():
-                if isinstance(layer, nn.Linear):
-                    stack.enter_context(_fixed_lines(layer))
-        yield
+    rows: int = 0
+    latents: int = 0
+    returns_list: bool = False
+    columns: list[Column] = field(default_factory=list)
+    places: list[_Place] = field(default_factory=list)
 
 
 def describe(call: ModuleCall) -> StepCall:
-    """What the call shares a forward by, and how large it is."""
-    declared = _DECLARED.get(type(call.module).__name__)
+    """What the call shares a forward by, and how large it is. Errors are the call's own fault."""
+    declared = arguments_of(call.module, call.method.__name__)
     if declared is None:
-        return StepCall(call, _unshared_key(call.module), rows=0, latents=0, kwargs=call.kwargs)
-    sample: Tensor = call.kwargs[declared.sample]
-    rows = sample.shape[0]
-    kwargs: dict[str, Any] = {}
+        return StepCall(call, CallKey(id(call.module), object()))
+    sample = call.kwargs[declared.sample]
+    rows = len(sample)
+    columns: list[Column] = []
+    places: list[_Place] = []
     signature: list[Any] = []
     for name, value in call.kwargs.items():
-        if name in declared.per_row_scalars:
-            value = _per_row(value, rows, sample.device)
-        kwargs[name] = value
-        leaves, spec = pytree.tree_flatten(value)
-        signature.append((name, str(spec), *(_leaf_key(leaf, rows) for leaf in leaves)))
+        if name in declared.unused:
+            continue
+        signature.append(name)
+        if isinstance(value, _PLAIN) and name not in declared.scalars:
+            signature.append(value)
+        elif name in declared.shared:
+            signature.append(_content(value))
+        elif name in declared.lists or name in declared.ragged:
+            columns.append(_checked(name, value, rows))
+            places.append(_Place(name))
+            signature.append(_entries_key(value, declared.ragged.get(name)))
+        elif isinstance(value, Tensor) or name in declared.scalars:
+            column = _per_row(value, rows, sample) if name in declared.scalars else value
+            signature.append(_line_key(column, rows))
+            columns.append(column)
+            places.append(_Place(name))
+        else:
+            leaves, spec = pytree.tree_flatten(value)
+            signature.append(spec)
+            for i, leaf in enumerate(leaves):
+                signature.append(_line_key(leaf, rows))
+                if isinstance(leaf, Tensor):
+                    columns.append(leaf)
+                    places.append(_Place(name, i))
     return StepCall(
         call=call,
         key=CallKey(id(call.module), tuple(signature)),
         rows=rows,
-        latents=rows * sample.shape[2:].numel(),
-        kwargs=kwargs,
+        latents=rows * _latents_per_row(sample, declared),
+        returns_list=declared.returns_list,
+        columns=columns,
+        places=places,
     )
 
 
-def forward(calls: Sequence[StepCall]) -> list[Any]:
-    """One forward for calls of equal key; gives each call its own rows of the output."""
-    kwargs = calls[0].kwargs if len(calls) == 1 else _gather([call.kwargs for call in calls])
-    rows = [call.rows for call in calls]
-    if sum(rows) == 0:
-        return [calls[0].call.forward(**kwargs)]
-    if sum(rows) == 1:
-        return [_resize(calls[0].call.forward(**_resize(kwargs, 1, 2)), 2, 1)]
-    return _scatter(calls[0].call.forward(**kwargs), rows)
+def forward(calls: Sequence[StepCall], rule: RowRule, max_rows: int | None = None) -> list[Any]:
+    """Run calls of equal key together; gives each call its own rows of the output.
+
+    One forward, or several where `rule` or `max_rows` asks for it.
+    """
+    first = calls[0]
+    if first.rows == 0:
+        return [first.call.method(**first.call.kwargs)]
+    columns = [_join(parts) for parts in zip(*(call.columns for call in calls), strict=True)]
+    rows = sum(call.rows for call in calls)
+    chunks = rule.chunks(rows, max_rows)
+    if chunks == (rows,):  # by far the most frequent: nothing to cut
+        return _scatter(first, first.call.method(**_with_columns(first, columns)), calls)
+    outputs = []
+    start = 0
+    for size in chunks:
+        end = min(start + size, rows)
+        part = [_padded(column[start:end], size - (end - start)) for column in columns]
+        output = first.call.method(**_with_columns(first, part))
+        outputs.append(_take(first, output, 0, end - start))
+        start = end
+    return _scatter(first, _join_outputs(first, outputs), calls)
 
 
-def _gather(all_kwargs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def join(*leaves: Any) -> Any:
-        return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
-
-    gathered: dict[str, Any] = pytree.tree_map(join, *all_kwargs)
-    return gathered
+def forward_copies(call: StepCall, count: int) -> Any:
+    """The output of one forward of `count` copies of the call's first row."""
+    columns = [_padded(column[:1], count - 1) for column in call.columns]
+    return call.call.method(**_with_columns(call, columns))
 
 
-def _scatter(output: Any, rows: list[int]) -> list[Any]:
-    leaves, spec = pytree.tree_flatten(output)
-    parts = [leaf.split(rows) for leaf in leaves]
-    return [pytree.tree_unflatten([part[i] for part in parts], spec) for i in range(len(rows))]
+def _with_columns(call: StepCall, columns: Sequence[Column]) -> dict[str, Any]:
+    """The call's arguments with other rows in the place of its own."""
+    kwargs = dict(call.call.kwargs)
+    leaves_of: dict[str, list[Any]] = {}
+    for (name, leaf), column in zip(call.places, columns, strict=True):
+        if leaf is None:
+            kwargs[name] = column
+        else:
+            leaves_of.setdefault(name, pytree.tree_leaves(kwargs[name]))[leaf] = column
+    for name, leaves in leaves_of.items():
+        kwargs[name] = pytree.tree_unflatten(leaves, pytree.tree_structure(kwargs[name]))
+    return kwargs
 
 
-def _resize(tree: Any, rows: int, new_rows: int) -> Any:
-    """Repeat or drop lines of every tensor that has one line per row."""
-
-    def resize(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != rows:
-            return leaf
-        return leaf[:new_rows] if new_rows < rows else leaf.repeat_interleave(new_rows, dim=0)
-
-    return pytree.tree_map(resize, tree)
+def _join(parts: Sequence[Column]) -> Column:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)  # type: ignore[arg-type]
+    return [entry for part in parts for entry in part]
 
 
-def _unshared_key(module: nn.Module) -> CallKey:
-    return CallKey(id(module), (object(),))
+def _padded(column: Column, missing: int) -> Column:
+    """`column` with its last line repeated `missing` times."""
+    if missing == 0:
+        return column
+    return _join([column, *[column[-1:]] * missing])
 
 
-def _per_row(value: Any, rows: int, device: torch.device) -> Tensor:
+def _is_rows(call: StepCall, value: Any) -> bool:
+    return call.returns_list and isinstance(value, list)
+
+
+def _scatter(first: StepCall, output: Any, calls: Sequence[StepCall]) -> list[Any]:
+    if len(calls) == 1:
+        return [output]
+    parts = []
+    start = 0
+    for call in calls:
+        parts.append(_take(first, output, start, start + call.rows))
+        start += call.rows
+    return parts
+
+
+def _take(call: StepCall, output: Any, start: int, end: int) -> Any:
+    return pytree.tree_map(
+        lambda leaf: leaf[start:end], output, is_leaf=lambda value: _is_rows(call, value)
+    )
+
+
+def _join_outputs(call: StepCall, outputs: Sequence[Any]) -> Any:
+    return pytree.tree_map(
+        lambda *leaves: _join(leaves), *outputs, is_leaf=lambda value: _is_rows(call, value)
+    )
+
+
+def _per_row(value: Any, rows: int, sample: Any) -> Tensor:
     # Noise schedulers count time in int64, float32 or float64; the modules themselves embed it in
     # float32, so that one type here changes nothing and lets them meet.
+    device = sample[0].device
     return torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1).expand(rows)
 
 
-def _leaf_key(leaf: Any, rows: int) -> Any:
+def _line_key(leaf: Any, rows: int) -> Any:
     if isinstance(leaf, _PLAIN):
         return leaf
     if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows:
-        return (tuple(leaf.shape[1:]), leaf.dtype)
+        return (leaf.shape[1:], leaf.dtype)
     return object()  # equal to nothing, so that the call shares with nobody
 
 
-@contextmanager
-def _fixed_lines(layer: nn.Linear) -> Iterator[None]:
-    own: Callable[[Tensor], Tensor] = layer.forward
+def _checked(name: str, value: Any, rows: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) != rows:
+        raise ValueError(f"{name} is no list of {rows} entries, one per row")
+    return value
 
-    def forward_fixed(lines: Tensor) -> Tensor:
-        if lines.ndim != 2:
-            return own(lines)
-        padded = F.pad(lines, (0, 0, 0, -len(lines) % _LINEAR_LINES))
-        return torch.cat([own(part) for part in padded.chunk(len(padded) // _LINEAR_LINES)])[
-            : len(lines)
-        ]
 
-    with forward_replaced(layer, forward_fixed):
-        yield
+def _entries_key(entries: Sequence[Any], multiple: int | None) -> Any:
+    """Of what kind the entries are; of ragged ones, the lengths that the module pads them to.
+
+    As a set: it is the longest that decides how far a whole forward is padded.
+    """
+    if multiple is None:
+        return frozenset(
+            (entry.shape, entry.dtype) if isinstance(entry, Tensor) else repr(entry)
+            for entry in entries
+        )
+    return frozenset(-(-len(entry) // multiple) for entry in entries), entries[0].dtype
+
+
+def _latents_per_row(sample: Any, declared: Arguments) -> int:
+    if declared.packing is None:
+        return int(sample[0].shape[1:].numel())
+    return int(sample.shape[1]) * declared.packing**2
+
+
+_contents: MutableMapping[Tensor, Any] = WeakTensorKeyDictionary()
+
+
+def _content(tensor: Tensor) -> Any:
+    """A key for the tensor's values. Read once per tensor, since that waits for the device."""
+    key = _contents.get(tensor)
+    if key is None:
+        values = tensor.detach().float().cpu().numpy().tobytes()
+        key = _contents[tensor] = (tensor.shape, tensor.dtype, hash(values))
+    return key

@@ -1,0 +1,92 @@
+"""How long forwards take, learned as they run; who could finish when. No tensors."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+# Of an old forward's weight, what is left at each new one: the last hundred or so count.
+_DECAY = 0.98
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left of a request: `steps` forwards of `rows` rows of `pixels` each, one decode."""
+
+    pixels: int
+    rows: int
+    steps: int
+
+
+@dataclass
+class _Line:
+    """Least squares of seconds over rows: a fixed part for each forward and a part per row."""
+
+    weight: float = 0.0
+    rows: float = 0.0
+    rows_squared: float = 0.0
+    seconds: float = 0.0
+    rows_seconds: float = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        self.weight = self.weight * _DECAY + 1
+        self.rows = self.rows * _DECAY + rows
+        self.rows_squared = self.rows_squared * _DECAY + rows * rows
+        self.seconds = self.seconds * _DECAY + seconds
+        self.rows_seconds = self.rows_seconds * _DECAY + rows * seconds
+
+    def per_row(self) -> float:
+        """Seconds that one more row takes; nothing as long as all forwards had equal rows."""
+        spread = self.rows_squared * self.weight - self.rows**2
+        if spread < 1e-6 * self.rows_squared * self.weight:
+            return 0.0
+        slope = (self.rows_seconds * self.weight - self.rows * self.seconds) / spread
+        return min(max(slope, 0.0), self.seconds / self.rows)
+
+    def per_forward(self) -> float:
+        return (self.seconds - self.per_row() * self.rows) / self.weight
+
+
+class StepTimes:
+    """Seconds of forwards by kind and picture size.
+
+    Everything unknown counts as no time at all: what follows from it never says that a request
+    takes longer than it can.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, int], _Line] = {}
+
+    def observe(self, kind: str, pixels: int, rows: int, seconds: float) -> None:
+        """A forward of `rows` rows of `pixels` each took `seconds`."""
+        self._lines.setdefault((kind, pixels), _Line()).observe(rows, seconds)
+
+    def pixels_per_second(self, kind: str, pixels: int) -> float:
+        """The speed of this kind and size so far; 0 where it is unknown."""
+        line = self._lines.get((kind, pixels))
+        return line.rows * pixels / line.seconds if line and line.seconds else 0.0
+
+    def seconds_left(self, work: Work, others: Iterable[Work]) -> float:
+        """The least time in which `work` can be done beside `others`, each served equally.
+
+        Until it is done, each of the others is served as much as it, or all that it needs.
+        """
+        step = self._nearest("denoise", work.pixels)
+        if step is None:
+            return 0.0
+        shared = self._row_seconds(work)
+        company = sum(min(shared, self._row_seconds(other)) for other in others)
+        decode = self._nearest("decode", work.pixels)
+        return (
+            work.steps * step.per_forward()
+            + shared
+            + company
+            + (decode.seconds / decode.weight if decode else 0.0)
+        )
+
+    def _row_seconds(self, work: Work) -> float:
+        line = self._nearest("denoise", work.pixels)
+        return work.steps * work.rows * line.per_row() if line else 0.0
+
+    def _nearest(self, kind: str, pixels: int) -> _Line | None:
+        """This size's line, else the next smaller one's: larger pictures do not take less."""
+        known = [size for of_kind, size in self._lines if of_kind == kind and size <= pixels]
+        return self._lines[kind, max(known)] if known else None

@@ -1,0 +1,57 @@
+"""Requests for the engine's tests, and the oracle that they are held against."""
+
+import copy
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+ONE_OF_255 = 1 / 255
+
+
+def arguments(seed: int, **changed: Any) -> dict[str, Any]:
+    return {
+        "prompt": "twin peaks",
+        "num_inference_steps": 4,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "np",
+    } | changed
+
+
+def mixed(seed: int, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """A request with everything that a user may set, drawn from `seed`."""
+    chance = random.Random(seed)
+    return arguments(
+        seed,
+        prompt=chance.choice(["twin peaks", "a lake at night", "city skyline, neon"]),
+        negative_prompt=chance.choice([None, "", "snow"]),
+        num_inference_steps=chance.randint(4, 9),
+        guidance_scale=chance.choice([1.0, 2.5, 4.0, 7.5]),
+        width=chance.choice(sizes),
+        height=chance.choice(sizes),
+    )
+
+
+def stock(pipeline: DiffusionPipeline, scheduler: Any, kwargs: dict[str, Any]) -> np.ndarray:
+    """The picture that diffusers alone renders, as floats from 0 to 1."""
+    alone = copy.copy(pipeline)
+    alone.scheduler = copy.deepcopy(scheduler)
+    generator = torch.Generator().manual_seed(kwargs["generator"].initial_seed())
+    picture: np.ndarray = alone(**kwargs | {"generator": generator}).images[0]
+    return picture
+
+
+class Gate:
+    """A step callback that holds the engine at a request's first step."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, *_: Any) -> dict[str, Any]:
+        self.reached.set()
+        assert self.opened.wait(30)
+        return {}

@@ -1,0 +1,112 @@
+"""Online before bulk, and deadlines, with a real engine."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from shared.config import EngineConfig
+from shared.engine import DenoiseEngine, Priority
+from shared.errors import DeadlineExceeded, QueueFull
+from tests.rendering import Gate, arguments
+from tests.small_models import small_stable_diffusion
+
+
+@pytest.fixture
+def small() -> DiffusionPipeline:
+    return small_stable_diffusion()
+
+
+@pytest.fixture
+def engine(small: DiffusionPipeline) -> Iterator[DenoiseEngine]:
+    with DenoiseEngine(small, EngineConfig(max_in_flight=4)) as engine:
+        yield engine
+
+
+class StepLog:
+    """Whose steps ran, in order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def of(self, name: str) -> Any:
+        return lambda _: self.names.append(name)
+
+
+def test_bulk_work_makes_no_step_while_online_work_is_there(engine: DenoiseEngine) -> None:
+    log, gate = StepLog(), Gate()
+    bulk = [
+        engine.submit(
+            **arguments(i, num_inference_steps=30, callback_on_step_end=gate),
+            on_step=log.of("bulk"),
+            priority=Priority.BULK,
+        )
+        for i in range(8)
+    ]
+    gate.reached.wait(30)  # bulk work holds all the places it may
+    online = [engine.submit(**arguments(i), on_step=log.of("online")) for i in range(6)]
+    gate.opened.set()
+    for ticket in [*online, *bulk]:
+        ticket.result(timeout=60)
+    first, last = log.names.index("online"), len(log.names) - log.names[::-1].index("online")
+    # Before: the forward that was running. Those that a full house made wait are no exception.
+    assert log.names[:first].count("bulk") <= 4
+    assert log.names[first:last].count("bulk") == 0
+    assert log.names.count("bulk") == 8 * 30
+
+
+def test_bulk_work_cannot_fill_the_queue_of_online_work(small: DiffusionPipeline) -> None:
+    gate = Gate()
+    with DenoiseEngine(small, EngineConfig(max_in_flight=1, max_queued=2)) as engine:
+        engine.submit(**arguments(0, callback_on_step_end=gate), priority=Priority.BULK)
+        gate.reached.wait(30)
+        for i in range(2):
+            engine.submit(**arguments(i), priority=Priority.BULK)
+        with pytest.raises(QueueFull):
+            engine.submit(**arguments(0), priority=Priority.BULK)
+        ticket = engine.submit(**arguments(0))
+        gate.opened.set()
+        ticket.result(timeout=60)
+
+
+def test_what_has_expired_is_dropped(engine: DenoiseEngine) -> None:
+    gate = Gate()
+    steps: list[object] = []
+    expires = engine.submit(
+        **arguments(0, num_inference_steps=900, callback_on_step_end=gate),
+        on_step=steps.append,
+        timeout_s=0.5,
+    )
+    other = engine.submit(**arguments(1))
+    gate.reached.wait(30)
+    waiting = [engine.submit(**arguments(i), timeout_s=0.2) for i in range(4)]
+    time.sleep(0.5)
+    gate.opened.set()
+    for ticket in [expires, *waiting]:
+        with pytest.raises(DeadlineExceeded):
+            ticket.result(timeout=60)
+    other.result(timeout=60)
+    assert len(steps) < 10
+    assert engine.counters().num_expired == 5
+
+
+def test_what_cannot_finish_is_refused(engine: DenoiseEngine) -> None:
+    # It has to learn how long forwards take, of one row count and of another.
+    for number in (1, 4):
+        started = time.perf_counter()
+        for ticket in [engine.submit(**arguments(i)) for i in range(number)]:
+            ticket.result(timeout=60)
+        seconds = time.perf_counter() - started
+    long = arguments(0, num_inference_steps=900)
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(**long, timeout_s=seconds)
+    assert engine.counters().num_expired == 1
+    engine.submit(**long, timeout_s=60).cancel()
+    engine.submit(**arguments(0), timeout_s=60).result(timeout=60)
+
+
+def test_a_time_that_is_over_is_refused_at_once(engine: DenoiseEngine) -> None:
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(**arguments(0), timeout_s=0)

@@ -1,0 +1,63 @@
+import random
+
+import pytest
+
+from shared.engine.step_times import StepTimes, Work
+
+
+def learned(per_forward: float = 0.01, per_row: float = 0.002, noise: float = 0.0) -> StepTimes:
+    times, chance = StepTimes(), random.Random(0)
+    for _ in range(500):
+        rows = chance.randint(1, 32)
+        seconds = (per_forward + per_row * rows) * chance.uniform(1 - noise, 1 + noise)
+        times.observe("denoise", 100, rows, seconds)
+        times.observe("decode", 100, 1, 0.05)
+    return times
+
+
+def test_a_request_alone_takes_its_forwards_and_its_decode() -> None:
+    work = Work(pixels=100, rows=2, steps=20)
+    assert learned().seconds_left(work, []) == pytest.approx(20 * 0.014 + 0.05)
+
+
+def test_noise_is_averaged_out() -> None:
+    work = Work(pixels=100, rows=2, steps=20)
+    assert learned(noise=0.2).seconds_left(work, []) == pytest.approx(20 * 0.014 + 0.05, rel=0.2)
+
+
+def test_old_times_are_forgotten() -> None:
+    times = learned()
+    for _ in range(400):
+        times.observe("decode", 100, 1, 0.5)
+    assert times.seconds_left(Work(100, 2, 0), []) == pytest.approx(0.5, rel=0.01)
+
+
+def test_company_costs_its_rows_until_one_is_done() -> None:
+    times = learned()
+    mine = Work(pixels=100, rows=2, steps=10)
+    alone = times.seconds_left(mine, [])
+    longer = Work(pixels=100, rows=2, steps=1000)
+    shorter = Work(pixels=100, rows=2, steps=5)
+    assert times.seconds_left(mine, [longer]) - alone == pytest.approx(10 * 2 * 0.002)
+    assert times.seconds_left(mine, [shorter]) - alone == pytest.approx(5 * 2 * 0.002)
+
+
+def test_what_is_unknown_takes_no_time() -> None:
+    assert StepTimes().seconds_left(Work(100, 2, 20), [Work(100, 2, 20)]) == 0
+    assert learned().seconds_left(Work(pixels=50, rows=2, steps=20), []) == 0
+    assert StepTimes().pixels_per_second("denoise", 100) == 0
+
+
+def test_a_larger_picture_takes_at_least_as_long_as_a_smaller_one() -> None:
+    times = learned()
+    small, large = Work(100, 2, 20), Work(400, 2, 20)
+    assert times.seconds_left(large, []) == times.seconds_left(small, [])
+
+
+def test_forwards_of_one_row_count_say_nothing_of_a_row() -> None:
+    times = StepTimes()
+    for _ in range(50):
+        times.observe("denoise", 100, 2, 0.1)
+    one = Work(100, 2, 10)
+    assert times.seconds_left(one, [one] * 20) == pytest.approx(1.0)
+    assert times.pixels_per_second("denoise", 100) == pytest.approx(2000)
