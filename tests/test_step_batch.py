@@ -1,5 +1,6 @@
 """Gather and scatter, checked against the module's own forward on each call alone."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -115,3 +116,37 @@ def test_company_changes_no_bit(unet: UNet2DConditionModel, rows: int) -> None:
                 calls = [*others[:place], mine, *others[place:]]
                 (output,) = step_batch.forward(calls, rule)[place]
                 assert torch.equal(output, expected), (company, place)
+
+
+@torch.no_grad()
+def test_what_stays_the_same_is_joined_once_and_what_changes_is_not(
+    unet: UNet2DConditionModel,
+) -> None:
+    text = [torch.randn(2, 77, 32) for _ in range(2)]
+    seen: list[torch.Tensor] = []
+
+    @functools.wraps(unet.forward)
+    def forward(**kwargs: Any) -> Any:
+        seen.append(kwargs["encoder_hidden_states"])
+        return unet.forward(**kwargs)
+
+    def step(seed: int) -> None:
+        run = PipelineRun(lambda: None)
+        ours = [call(unet, 2, seed, encoder_hidden_states=each).call.kwargs for each in text]
+        calls = [ModuleCall(run, unet, forward, kwargs) for kwargs in ours]
+        step_batch.forward([step_batch.describe(each) for each in calls], ANY_NUMBER)
+        assert torch.equal(seen[-1], torch.cat(text))
+
+    step(0)
+    step(1)
+    assert seen[1] is seen[0]
+    text[1].add_(1.0)
+    step(2)
+    assert seen[2] is not seen[1]
+    text[1] = text[1].clone()
+    step(3)
+    assert seen[3] is not seen[2]
+    text.reverse()
+    step(4)
+    text.pop()
+    step(5)

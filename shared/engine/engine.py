@@ -127,6 +127,7 @@ class DenoiseEngine:
         self._totals = _Totals()
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
+        self._classes: dict[DiffusionPipeline, type[DiffusionPipeline]] = {}
         self._rules: dict[int, RowRule] = {}
         self._limits: dict[str, int] = {}  # pixels of a forward, by kind, where memory ran out
         self._adapters = Adapters(pipeline)
@@ -362,7 +363,7 @@ class DenoiseEngine:
                     self._running.remove(request)
                 self._fail(request, DeadlineExceeded("it waited until its time could not suffice"))
                 continue
-            request.run = PipelineRun(functools.partial(_call_pipeline, request))
+            request.run = PipelineRun(functools.partial(self._call_pipeline, request))
             self._settle(request, request.run.start())
 
     def _next_admitted(self) -> _Request | None:
@@ -377,6 +378,19 @@ class DenoiseEngine:
                     self._running.append(request)
                     return request
             return None
+
+    def _call_pipeline(self, request: _Request) -> Any:
+        # A shallow copy gives the run its own attributes (as its guidance scale) and shares the
+        # weights. Noise schedulers keep their place in the trajectory, so each run has its own.
+        pipeline = copy.copy(request.pipeline)
+        if request.pipeline not in self._classes:
+            self._classes[request.pipeline] = _with_settled_device(request.pipeline)
+        pipeline.__class__ = self._classes[request.pipeline]
+        pipeline.scheduler = copy.deepcopy(request.scheduler or pipeline.scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        if request.on_step is not None:
+            _follow_steps(pipeline, request.on_step)
+        return pipeline(**request.pipeline_kwargs)
 
     def _step(self) -> None:
         calls = self._step_scheduler.next_calls()
@@ -542,15 +556,14 @@ class DenoiseEngine:
             self._totals.amounts.update(amounts)
 
 
-def _call_pipeline(request: _Request) -> Any:
-    # A shallow copy gives the run its own attributes (as its guidance scale) and shares the
-    # weights. Noise schedulers keep their place in the trajectory, so each run has its own.
-    pipeline = copy.copy(request.pipeline)
-    pipeline.scheduler = copy.deepcopy(request.scheduler or pipeline.scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    if request.on_step is not None:
-        _follow_steps(pipeline, request.on_step)
-    return pipeline(**request.pipeline_kwargs)
+def _with_settled_device(pipeline: DiffusionPipeline) -> type[DiffusionPipeline]:
+    """The pipeline's class, with the device that it computes on as a constant.
+
+    diffusers looks through all modules each time it is asked, which is half of what a request costs
+    beside its forwards (docs/decisions.md).
+    """
+    own = type(pipeline)
+    return type(own.__name__, (own,), {"_execution_device": pipeline._execution_device})
 
 
 def _follow_steps(pipeline: DiffusionPipeline, on_step: Callable[[Step], None]) -> None:

@@ -4,6 +4,8 @@ Which arguments have rows is declared per module class (`declarations`); how man
 carry for a row's bits not to depend on its company is the `RowRule`'s to say.
 """
 
+import itertools
+import weakref
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -35,6 +37,8 @@ class _Place(NamedTuple):
 
     name: str
     leaf: int | None = None
+    is_scalar: bool = False
+    is_new: bool = False  # at every step
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,7 @@ def describe(call: ModuleCall) -> StepCall:
     if declared is None:
         return StepCall(call, CallKey(id(call.module), object()))
     sample = call.kwargs[declared.sample]
-    rows = len(sample)
+    rows = sample.shape[0] if isinstance(sample, Tensor) else len(sample)
     columns: list[Column] = []
     places: list[_Place] = []
     signature: list[Any] = []
@@ -75,11 +79,13 @@ def describe(call: ModuleCall) -> StepCall:
             columns.append(_checked(name, value, rows))
             places.append(_Place(name))
             signature.append(_entries_key(value, declared.ragged.get(name)))
-        elif isinstance(value, Tensor) or name in declared.scalars:
-            column = _per_row(value, rows, sample) if name in declared.scalars else value
-            signature.append(_line_key(column, rows))
-            columns.append(column)
-            places.append(_Place(name))
+        elif name in declared.scalars:
+            columns.append(_per_row(value, rows, sample))
+            places.append(_Place(name, is_scalar=True))
+        elif isinstance(value, Tensor):
+            signature.append(_line_key(value, rows))
+            columns.append(value)
+            places.append(_Place(name, is_new=value is sample))
         else:
             leaves, spec = pytree.tree_flatten(value)
             signature.append(spec)
@@ -107,7 +113,7 @@ def forward(calls: Sequence[StepCall], rule: RowRule, max_rows: int | None = Non
     first = calls[0]
     if first.rows == 0:
         return [first.call.method(**first.call.kwargs)]
-    columns = [_join(parts) for parts in zip(*(call.columns for call in calls), strict=True)]
+    columns = _gather(calls)
     rows = sum(call.rows for call in calls)
     chunks = rule.chunks(rows, max_rows)
     if chunks == (rows,):  # by far the most frequent: nothing to cut
@@ -125,7 +131,7 @@ def forward(calls: Sequence[StepCall], rule: RowRule, max_rows: int | None = Non
 
 def forward_copies(call: StepCall, count: int) -> Any:
     """The output of one forward of `count` copies of the call's first row."""
-    columns = [_padded(column[:1], count - 1) for column in call.columns]
+    columns = [_padded(column[:1], count - 1) for column in _gather([call])]
     return call.call.method(**_with_columns(call, columns))
 
 
@@ -133,14 +139,63 @@ def _with_columns(call: StepCall, columns: Sequence[Column]) -> dict[str, Any]:
     """The call's arguments with other rows in the place of its own."""
     kwargs = dict(call.call.kwargs)
     leaves_of: dict[str, list[Any]] = {}
-    for (name, leaf), column in zip(call.places, columns, strict=True):
-        if leaf is None:
-            kwargs[name] = column
+    for place, column in zip(call.places, columns, strict=True):
+        if place.leaf is None:
+            kwargs[place.name] = column
         else:
-            leaves_of.setdefault(name, pytree.tree_leaves(kwargs[name]))[leaf] = column
+            leaves = leaves_of.setdefault(place.name, pytree.tree_leaves(kwargs[place.name]))
+            leaves[place.leaf] = column
     for name, leaves in leaves_of.items():
         kwargs[name] = pytree.tree_unflatten(leaves, pytree.tree_structure(kwargs[name]))
     return kwargs
+
+
+def _gather(calls: Sequence[StepCall]) -> list[Column]:
+    columns: list[Column] = []
+    for i, place in enumerate(calls[0].places):
+        parts = [call.columns[i] for call in calls]
+        if place.is_scalar:
+            # Noise schedulers count time in int64, float32 or float64; the modules themselves embed
+            # it in float32, so that one type here changes nothing and lets them meet.
+            columns.append(torch.cat(parts).float())  # type: ignore[arg-type]
+        else:
+            columns.append(_join(parts) if place.is_new else _join_once(parts))
+    return columns
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A joined column, and of which tensors in which state it was made."""
+
+    parts: list[weakref.ref[Tensor]]
+    versions: list[int]
+    joined: Tensor
+
+    def is_of(self, parts: Sequence[Any]) -> bool:
+        return (
+            len(parts) == len(self.parts)
+            and all(ref() is part for ref, part in zip(self.parts, parts, strict=True))
+            and self.versions == [part._version for part in parts]
+        )
+
+
+# By the first of the tensors, and gone with it.
+_kept: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
+
+
+def _join_once(parts: Sequence[Any]) -> Column:
+    """As `_join`, kept for the next step: embeddings stay the same, and often their company."""
+    if len(parts) == 1 or not isinstance(parts[0], Tensor):
+        return _join(parts)
+    kept = _kept.get(parts[0])
+    if kept is None or not kept.is_of(parts):
+        kept = _Kept(
+            [weakref.ref(part) for part in parts],
+            [part._version for part in parts],
+            torch.cat(parts),  # type: ignore[arg-type]
+        )
+        _kept[parts[0]] = kept
+    return kept.joined
 
 
 def _join(parts: Sequence[Column]) -> Column:
@@ -165,12 +220,18 @@ def _is_rows(call: StepCall, value: Any) -> bool:
 def _scatter(first: StepCall, output: Any, calls: Sequence[StepCall]) -> list[Any]:
     if len(calls) == 1:
         return [output]
-    parts = []
-    start = 0
-    for call in calls:
-        parts.append(_take(first, output, start, start + call.rows))
-        start += call.rows
-    return parts
+    rows = [call.rows for call in calls]
+    leaves, spec = pytree.tree_flatten(output, is_leaf=lambda value: _is_rows(first, value))
+    parts = [
+        torch.split(leaf, rows) if isinstance(leaf, Tensor) else _split(leaf, rows)
+        for leaf in leaves
+    ]
+    return [pytree.tree_unflatten(own, spec) for own in zip(*parts, strict=True)]
+
+
+def _split(entries: list[Any], rows: Sequence[int]) -> list[list[Any]]:
+    rest = iter(entries)
+    return [list(itertools.islice(rest, number)) for number in rows]
 
 
 def _take(call: StepCall, output: Any, start: int, end: int) -> Any:
@@ -186,10 +247,9 @@ def _join_outputs(call: StepCall, outputs: Sequence[Any]) -> Any:
 
 
 def _per_row(value: Any, rows: int, sample: Any) -> Tensor:
-    # Noise schedulers count time in int64, float32 or float64; the modules themselves embed it in
-    # float32, so that one type here changes nothing and lets them meet.
-    device = sample[0].device
-    return torch.as_tensor(value, dtype=torch.float32, device=device).reshape(-1).expand(rows)
+    device = (sample if isinstance(sample, Tensor) else sample[0]).device
+    times = torch.as_tensor(value, device=device)
+    return (times if times.ndim == 0 else times.reshape(-1)).expand(rows)
 
 
 def _line_key(leaf: Any, rows: int) -> Any:
@@ -220,8 +280,10 @@ def _entries_key(entries: Sequence[Any], multiple: int | None) -> Any:
 
 
 def _latents_per_row(sample: Any, declared: Arguments) -> int:
-    if declared.packing is None:
+    if isinstance(sample, list):
         return int(sample[0].shape[1:].numel())
+    if declared.packing is None:
+        return int(sample.shape[2:].numel())
     return int(sample.shape[1]) * declared.packing**2
 
 
