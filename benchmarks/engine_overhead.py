@@ -9,9 +9,9 @@ python benchmarks/engine_overhead.py --requests 16
 import argparse
 import functools
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -88,11 +88,8 @@ def in_engine(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> No
 
 def in_thread(work: Callable[[], float]) -> float:
     """`work` in a thread that ends, so that neither side has the other's OpenMP workers."""
-    results: list[float] = []
-    thread = threading.Thread(target=lambda: results.append(work()))
-    thread.start()
-    thread.join()
-    return results[0]
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 if __name__ == "__main__":
