@@ -14,6 +14,9 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     waiting_line      who is let in                           (policy, no tensors)
     step_times        who can finish when                     (policy, no tensors)
     expected_work     what a request will take                (reads arguments)
+    forwards          shared forwards: rules, memory, failures
+    pipeline_copies   a pipeline of each request's own
+    takeover          which calls of a pipeline park
     adapters          which LoRA adapters are active          (the weights' state)
     prompt_cache      encoded prompts
     tickets           what a caller holds and reads

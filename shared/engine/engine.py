@@ -1,6 +1,5 @@
 """The engine: a thread that runs every request's pipeline step by step."""
 
-import copy
 import functools
 import logging
 import threading
@@ -14,27 +13,25 @@ from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from torch import nn
 
 from shared.config import EngineConfig
 from shared.engine import step_batch
 from shared.engine.adapters import Adapters, AdapterSet, adapter_set
-from shared.engine.calls import ModuleCall, PipelineRun, parking
-from shared.engine.declarations import arguments_of
+from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
-from shared.engine.prompt_cache import PromptCache, caching
-from shared.engine.row_invariance import default_rule, find_rule, fixed_lines
+from shared.engine.forwards import Forwards
+from shared.engine.pipeline_copies import PipelineCopies
+from shared.engine.prompt_cache import PromptCache
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from shared.engine.step_scheduler import StepScheduler
 from shared.engine.step_times import StepTimes, Work
+from shared.engine.takeover import check_same_modules, take_over
 from shared.engine.tickets import EngineCounters, Priority, RequestStats, Step, Ticket
 from shared.engine.waiting_line import WaitingLine
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
 
 logger = logging.getLogger(__name__)
-
-_DENOISERS = ("unet", "transformer", "controlnet")
 
 # Under which counter an error goes that is not a failure.
 _ENDS: dict[type[BaseException], str] = {
@@ -74,8 +71,11 @@ class _Parked:
 
     request: _Request
     step: StepCall
-    kind: str
     pixels: int
+
+    @property
+    def kind(self) -> str:
+        return self.step.kind
 
     @property
     def pixels_per_row(self) -> int:
@@ -98,7 +98,7 @@ class _Parked:
 class _Totals:
     """Sums behind the counters."""
 
-    amounts: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
     requests_per_forward: Counter[int] = field(default_factory=Counter)
     busy_s: float = 0.0
     queue_s: float = 0.0
@@ -127,9 +127,8 @@ class DenoiseEngine:
         self._totals = _Totals()
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
-        self._classes: dict[DiffusionPipeline, type[DiffusionPipeline]] = {}
-        self._rules: dict[int, RowRule] = {}
-        self._limits: dict[str, int] = {}  # pixels of a forward, by kind, where memory ran out
+        self._copies = PipelineCopies()
+        self._forwards = Forwards(self._config)
         self._adapters = Adapters(pipeline)
         self._prompts = PromptCache(self._config.max_prompt_cache_bytes)
         self._pixels_per_latent = pipeline_scale(pipeline) ** 2
@@ -165,7 +164,7 @@ class DenoiseEngine:
         """
         now = time.perf_counter()
         pipeline = pipeline or self._pipeline
-        self._check_modules(pipeline)
+        check_same_modules(pipeline, self._pipeline)
         request = _Request(
             ticket=Ticket(self._thread),
             pipeline=pipeline,
@@ -211,11 +210,14 @@ class DenoiseEngine:
         with self._changed:
             totals = self._totals
             return EngineCounters(
-                **totals.amounts,
+                **totals.ends,
                 busy_s=totals.busy_s,
                 queue_s=totals.queue_s,
                 num_waiting=len(self._waiting),
                 num_in_flight=len(self._running),
+                num_rows=self._forwards.num_rows,
+                num_padding_rows=self._forwards.num_padding_rows,
+                num_bisections=self._forwards.num_bisections,
                 num_lane_switches=self._step_scheduler.num_lane_switches,
                 num_adapter_switches=self._adapters.num_switches,
                 num_prompt_cache_hits=self._prompts.num_hits,
@@ -251,11 +253,6 @@ class DenoiseEngine:
     ) -> None:
         self.close(cancel=error is not None)
 
-    def _check_modules(self, pipeline: DiffusionPipeline) -> None:
-        for name in _DENOISERS:
-            if getattr(pipeline, name, None) is not getattr(self._pipeline, name, None):
-                raise ValueError(f"pipeline: its {name} is not the one that this engine runs")
-
     def _enqueue(self, request: _Request) -> None:
         with self._changed:
             self._raise_unless_open()
@@ -263,7 +260,7 @@ class DenoiseEngine:
                 raise QueueFull(f"{self._config.max_queued} requests are already waiting")
             ahead = [*self._running, *self._waiting]
             if not self._can_finish(request, ahead, request.submitted_at):
-                self._totals.amounts["num_expired"] += 1
+                self._totals.ends["num_expired"] += 1
                 raise DeadlineExceeded("it cannot be finished in the time that it has")
             self._waiting.add(request)
             self._changed.notify_all()
@@ -297,7 +294,7 @@ class DenoiseEngine:
 
     def _main(self) -> None:
         try:
-            with torch.no_grad(), self._taken_over_modules():
+            with torch.no_grad(), self._taken_over_pipeline():
                 while self._wait_for_work():
                     self._drop_the_unwanted()
                     self._admit()
@@ -306,33 +303,13 @@ class DenoiseEngine:
             logger.exception("the engine died")
             self._die(error)
 
-    def _taken_over_modules(self) -> ExitStack:
-        """Until it is closed, the pipeline's calls park, or are answered from the prompt cache."""
-        with ExitStack() as stack:
-            for module in self._denoisers():
-                if arguments_of(module) is None:
-                    logger.warning("%s is not declared and runs unbatched", type(module).__name__)
-                elif self._config.byte_identical:
-                    stack.enter_context(fixed_lines(module))
-                stack.enter_context(parking(module))
-            vae = getattr(self._pipeline, "vae", None)
-            if vae is not None and not _changes_dtype_to_decode(vae):
-                stack.enter_context(parking(vae, "decode"))
-            for name, encoder in self._pipeline.components.items():
-                if name.startswith("text_encoder") and isinstance(encoder, nn.Module):
-                    stack.enter_context(caching(encoder, self._prompts, self._activate_for))
-            return stack.pop_all()
-
-    def _denoisers(self) -> list[nn.Module]:
-        """The modules whose forwards park: of a container, as of several ControlNets, its parts."""
-        denoisers = []
-        for name in _DENOISERS:
-            module = getattr(self._pipeline, name, None)
-            if module is None:
-                continue
-            declared = [part for part in module.modules() if arguments_of(part) is not None]
-            denoisers += declared if declared else [module]
-        return denoisers
+    def _taken_over_pipeline(self) -> ExitStack:
+        return take_over(
+            self._pipeline,
+            self._prompts,
+            self._activate_for,
+            byte_identical=self._config.byte_identical,
+        )
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False once that is for good."""
@@ -380,17 +357,8 @@ class DenoiseEngine:
             return None
 
     def _call_pipeline(self, request: _Request) -> Any:
-        # A shallow copy gives the run its own attributes (as its guidance scale) and shares the
-        # weights. Noise schedulers keep their place in the trajectory, so each run has its own.
-        pipeline = copy.copy(request.pipeline)
-        if request.pipeline not in self._classes:
-            self._classes[request.pipeline] = _with_settled_device(request.pipeline)
-        pipeline.__class__ = self._classes[request.pipeline]
-        pipeline.scheduler = copy.deepcopy(request.scheduler or pipeline.scheduler)
-        pipeline.set_progress_bar_config(disable=True)
-        if request.on_step is not None:
-            _follow_steps(pipeline, request.on_step)
-        return pipeline(**request.pipeline_kwargs)
+        copy = self._copies.copy(request.pipeline, request.scheduler, request.on_step)
+        return copy(**request.pipeline_kwargs)
 
     def _step(self) -> None:
         calls = self._step_scheduler.next_calls()
@@ -407,39 +375,19 @@ class DenoiseEngine:
                 self._settle(call.request, call.request.run.resume(output))
 
     def _forward(self, calls: list[_Parked]) -> list[Any]:
-        """Each call's output, or the exception that its own rows raise when run alone."""
+        """Each call's output, or its exception."""
         first = calls[0]
-        max_rows = self._rows_that_fit(first)
         try:
             self._activate(first)
-            return step_batch.forward([call.step for call in calls], self._rule_of(first), max_rows)
         except torch.AcceleratorError:
-            raise  # the device is lost, and with it whatever was on it
+            raise
         except Exception as error:
-            failure = error
-        if _is_out_of_memory(failure):
-            failure = failure.with_traceback(None)  # its frames hold tensors
-            _free_memory()
-            rows = sum(call.step.rows for call in calls)
-            rows = min(rows, max_rows or rows)
-            if rows > 1:
-                self._remember_limit(first, rows // 2)
-                return self._forward(calls)
-        if len(calls) == 1:
-            return [failure]
-        self._count(num_bisections=1)
-        half = len(calls) // 2
-        return [*self._forward(calls[:half]), *self._forward(calls[half:])]
-
-    def _rows_that_fit(self, call: _Parked) -> int | None:
-        """How many rows a forward may hold since one ran out of memory; None if none did."""
-        limit = self._limits.get(call.kind)
-        return None if limit is None else max(1, limit // call.pixels_per_row)
-
-    def _remember_limit(self, call: _Parked, rows: int) -> None:
-        limit = self._limits[call.kind] = rows * call.pixels_per_row
-        self._step_scheduler.lower_limit(call.kind, limit)
-        self._count(num_bisections=1)
+            return [error] * len(calls)
+        outputs = self._forwards.run([call.step for call in calls])
+        if first.kind in self._forwards.max_latents:
+            limit = self._forwards.max_latents[first.kind] * self._pixels_per_latent
+            self._step_scheduler.lower_limit(first.kind, limit)
+        return outputs
 
     def _throw(self, request: _Request, error: Exception) -> None:
         assert request.run is not None
@@ -472,17 +420,13 @@ class DenoiseEngine:
 
     def _park(self, request: _Request, call: ModuleCall) -> None:
         step = step_batch.describe(call)
-        kind = "decode" if call.method.__name__ == "decode" else "denoise"
-        if kind == "decode":
-            _check_finite(call)
         if request.found_rules is not None and step.rows:
-            rule = self._rules[id(call.module)] = find_rule(step)
-            request.found_rules[type(call.module).__name__] = rule
-        if kind == "denoise" and step.rows:
+            request.found_rules[type(call.module).__name__] = self._forwards.find_rule(step)
+        if step.kind == "denoise" and step.rows:
             expected = request.expected
             self._rows_per_picture[expected.guided] = max(1, step.rows // expected.pictures)
         pixels = step.latents * self._pixels_per_latent or request.pixels
-        request.parked = _Parked(request, step, kind, pixels)
+        request.parked = _Parked(request, step, pixels)
         self._step_scheduler.add(request.parked)
 
     def _activate_for(self, run: PipelineRun) -> AdapterSet:
@@ -497,17 +441,6 @@ class DenoiseEngine:
             speed = self._times.pixels_per_second(call.kind, call.pixels_per_row)
             self._step_scheduler.setup_pixels = seconds * speed
 
-    def _rule_of(self, call: _Parked) -> RowRule:
-        """Decodes are under the rule if several pictures may share one, else of their own size."""
-        if not self._config.byte_identical or (
-            call.kind == "decode" and not self._config.max_pixels_per_decode
-        ):
-            return RowRule()
-        module = call.step.call.module
-        if id(module) not in self._rules:
-            self._rules[id(module)] = default_rule(next(module.parameters()).device)
-        return self._rules[id(module)]
-
     def _complete(self, request: _Request, result: Any) -> None:
         queue_s = request.started_at - request.submitted_at
         stats = RequestStats(
@@ -518,11 +451,12 @@ class DenoiseEngine:
         )
         with self._changed:
             self._totals.queue_s += queue_s
-        self._count(num_completed=1)
+            self._totals.ends["num_completed"] += 1
         request.ticket.complete(result, stats)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
-        self._count(**{_ENDS.get(type(error), "num_failed"): 1})
+        with self._changed:
+            self._totals.ends[_ENDS.get(type(error), "num_failed")] += 1
         request.ticket.fail(error)
 
     def _die(self, error: BaseException) -> None:
@@ -548,40 +482,6 @@ class DenoiseEngine:
             self._totals.requests_per_forward[len(calls)] += 1
             if rows:
                 self._times.observe(first.kind, first.pixels_per_row, rows, seconds)
-        padding = sum(self._rule_of(first).chunks(rows)) - rows if rows else 0
-        self._count(num_rows=rows, num_padding_rows=padding)
-
-    def _count(self, **amounts: int) -> None:
-        with self._changed:
-            self._totals.amounts.update(amounts)
-
-
-def _with_settled_device(pipeline: DiffusionPipeline) -> type[DiffusionPipeline]:
-    """The pipeline's class, with the device that it computes on as a constant.
-
-    diffusers looks through all modules each time it is asked, which is half of what a request costs
-    beside its forwards (docs/decisions.md).
-    """
-    own = type(pipeline)
-    return type(own.__name__, (own,), {"_execution_device": pipeline._execution_device})
-
-
-def _follow_steps(pipeline: DiffusionPipeline, on_step: Callable[[Step], None]) -> None:
-    """Call `on_step` after each of the noise scheduler's steps: every pipeline has those."""
-    noise_scheduler = pipeline.scheduler
-    own = noise_scheduler.step
-    index = 0
-
-    @functools.wraps(own)  # pipelines look at its signature
-    def step(*args: Any, **kwargs: Any) -> Any:
-        nonlocal index
-        output = own(*args, **kwargs)
-        index += 1
-        num_steps = getattr(pipeline, "_num_timesteps", len(noise_scheduler.timesteps))
-        on_step(Step(index, num_steps, output[0]))
-        return output
-
-    noise_scheduler.step = step
 
 
 def _reason_to_drop(request: _Request, now: float) -> Exception | None:
@@ -590,27 +490,3 @@ def _reason_to_drop(request: _Request, now: float) -> Exception | None:
     if request.deadline is not None and now >= request.deadline:
         return DeadlineExceeded("it was not finished in the time that it had")
     return None
-
-
-def _check_finite(decode: ModuleCall) -> None:
-    """Once per picture, since looking at values waits for the device."""
-    latents = next(iter(decode.kwargs.values()))
-    if not torch.isfinite(latents).all():
-        raise FloatingPointError("the latents are not finite: nothing can be decoded from them")
-
-
-def _changes_dtype_to_decode(vae: nn.Module) -> bool:
-    # Such a pipeline casts the whole autoencoder up before it decodes, and back after: nobody
-    # else may come in between.
-    return bool(getattr(vae.config, "force_upcast", False)) and vae.dtype == torch.float16
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
-        error
-    )
-
-
-def _free_memory() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()

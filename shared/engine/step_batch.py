@@ -43,7 +43,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class StepCall:
-    """A parked call as rows. `latents` counts its latent positions over all rows.
+    """A parked call as rows, each of `latents_per_row` latent positions.
 
     `rows` is 0 where the module is not declared: such a call runs as it is.
     """
@@ -51,10 +51,18 @@ class StepCall:
     call: ModuleCall
     key: CallKey
     rows: int = 0
-    latents: int = 0
+    latents_per_row: int = 0
     returns_list: bool = False
     columns: list[Column] = field(default_factory=list)
     places: list[_Place] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        return "decode" if self.call.method.__name__ == "decode" else "denoise"
+
+    @property
+    def latents(self) -> int:
+        return self.rows * self.latents_per_row
 
 
 def describe(call: ModuleCall) -> StepCall:
@@ -98,7 +106,7 @@ def describe(call: ModuleCall) -> StepCall:
         call=call,
         key=CallKey(id(call.module), tuple(signature)),
         rows=rows,
-        latents=rows * _latents_per_row(sample, declared),
+        latents_per_row=_latents_per_row(sample, declared),
         returns_list=declared.returns_list,
         columns=columns,
         places=places,

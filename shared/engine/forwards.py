@@ -1,0 +1,92 @@
+"""Shared forwards: under the row rule, within memory, and without the calls that fail."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from shared.config import EngineConfig
+from shared.engine import step_batch
+from shared.engine.row_invariance import default_rule, find_rule
+from shared.engine.row_rule import RowRule
+from shared.engine.step_batch import StepCall
+
+
+class Forwards:
+    """Runs calls that can share a forward, and keeps what it learns of the device doing so."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._rules: dict[int, RowRule] = {}
+        # Latents of a forward, by kind, where memory ran out.
+        self.max_latents: dict[str, int] = {}
+        self.num_rows = 0
+        self.num_padding_rows = 0
+        self.num_bisections = 0
+
+    def run(self, calls: Sequence[StepCall]) -> list[Any]:
+        """Each call's output, or the exception that its own rows raise when run alone.
+
+        Raises only torch.AcceleratorError: the device is lost, and with it whatever was on it.
+        """
+        max_rows = self._rows_that_fit(calls[0])
+        rows = sum(call.rows for call in calls)
+        try:
+            outputs = step_batch.forward(calls, self._rule_of(calls[0]), max_rows)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            failure = error
+        else:
+            self._count(calls[0], rows, max_rows)
+            return outputs
+        if _is_out_of_memory(failure):
+            failure = failure.with_traceback(None)  # its frames hold tensors
+            _free_memory()
+            tried = min(rows, max_rows or rows)
+            if tried > 1:
+                self.max_latents[calls[0].kind] = tried // 2 * calls[0].latents_per_row
+                self.num_bisections += 1
+                return self.run(calls)
+        if len(calls) == 1:
+            return [failure]
+        self.num_bisections += 1
+        half = len(calls) // 2
+        return [*self.run(calls[:half]), *self.run(calls[half:])]
+
+    def find_rule(self, call: StepCall) -> RowRule:
+        """Search the rule of the call's module on this device, and keep to it from now on."""
+        rule = self._rules[id(call.call.module)] = find_rule(call)
+        return rule
+
+    def _rule_of(self, call: StepCall) -> RowRule:
+        """Decodes are under the rule if several pictures may share one, else of their own size."""
+        if not self._config.byte_identical or (
+            call.kind == "decode" and not self._config.max_pixels_per_decode
+        ):
+            return RowRule()
+        module = call.call.module
+        if id(module) not in self._rules:
+            self._rules[id(module)] = default_rule(next(module.parameters()).device)
+        return self._rules[id(module)]
+
+    def _rows_that_fit(self, call: StepCall) -> int | None:
+        """How many rows a forward may hold since one ran out of memory; None if none did."""
+        limit = self.max_latents.get(call.kind)
+        return None if limit is None or not call.rows else max(1, limit // call.latents_per_row)
+
+    def _count(self, first: StepCall, rows: int, max_rows: int | None) -> None:
+        self.num_rows += rows
+        if rows:
+            self.num_padding_rows += sum(self._rule_of(first).chunks(rows, max_rows)) - rows
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
+        error
+    )
+
+
+def _free_memory() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

@@ -1,0 +1,63 @@
+"""Each request calls a copy of its pipeline that shares the weights and nothing else."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from shared.engine.tickets import Step
+
+
+class PipelineCopies:
+    """Makes the copies. Pipelines are not moved to another device while it is in use."""
+
+    def __init__(self) -> None:
+        self._classes: dict[DiffusionPipeline, type[DiffusionPipeline]] = {}
+
+    def copy(
+        self,
+        pipeline: DiffusionPipeline,
+        scheduler: SchedulerMixin | None,
+        on_step: Callable[[Step], None] | None,
+    ) -> DiffusionPipeline:
+        """`pipeline` for one call, with a noise scheduler of its own that tells `on_step`."""
+        own = copy.copy(pipeline)
+        if pipeline not in self._classes:
+            self._classes[pipeline] = _with_settled_device(pipeline)
+        own.__class__ = self._classes[pipeline]
+        # Noise schedulers keep their place in the trajectory.
+        own.scheduler = copy.deepcopy(scheduler or pipeline.scheduler)
+        own.set_progress_bar_config(disable=True)
+        if on_step is not None:
+            _follow_steps(own, on_step)
+        return own
+
+
+def _with_settled_device(pipeline: DiffusionPipeline) -> type[DiffusionPipeline]:
+    """The pipeline's class, with the device that it computes on as a constant.
+
+    diffusers looks through all modules each time it is asked, which is half of what a request costs
+    beside its forwards (docs/decisions.md).
+    """
+    own = type(pipeline)
+    return type(own.__name__, (own,), {"_execution_device": pipeline._execution_device})
+
+
+def _follow_steps(pipeline: DiffusionPipeline, on_step: Callable[[Step], None]) -> None:
+    """Call `on_step` after each of the noise scheduler's steps: every pipeline has those."""
+    noise_scheduler = pipeline.scheduler
+    own = noise_scheduler.step
+    index = 0
+
+    @functools.wraps(own)  # pipelines look at its signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal index
+        output = own(*args, **kwargs)
+        index += 1
+        num_steps = getattr(pipeline, "_num_timesteps", len(noise_scheduler.timesteps))
+        on_step(Step(index, num_steps, output[0]))
+        return output
+
+    noise_scheduler.step = step

@@ -1,0 +1,90 @@
+"""Which of a pipeline's calls are the engine's: denoiser and decoder park, encoders are cached."""
+
+import functools
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from shared.engine.calls import PipelineRun, current_run, parking, replaced
+from shared.engine.declarations import arguments_of
+from shared.engine.prompt_cache import PromptCache, caching
+from shared.engine.row_invariance import fixed_lines
+
+logger = logging.getLogger(__name__)
+
+_DENOISERS = ("unet", "transformer", "controlnet")
+
+
+def check_same_modules(pipeline: DiffusionPipeline, taken: DiffusionPipeline) -> None:
+    """ValueError if the denoiser of `pipeline` is not one of those that were `taken` over."""
+    for name in _DENOISERS:
+        if getattr(pipeline, name, None) is not getattr(taken, name, None):
+            raise ValueError(f"pipeline: its {name} is not the one that this engine runs")
+
+
+def take_over(
+    pipeline: DiffusionPipeline,
+    prompts: PromptCache,
+    prepare_encoder: Callable[[PipelineRun], Hashable],
+    *,
+    byte_identical: bool,
+) -> ExitStack:
+    """Until it is closed, calls from runs park, or are answered from `prompts`.
+
+    `prepare_encoder` is that of `prompt_cache.caching`.
+    """
+    with ExitStack() as stack:
+        for module in _denoisers(pipeline):
+            if arguments_of(module) is None:
+                logger.warning("%s is not declared and runs unbatched", type(module).__name__)
+            elif byte_identical:
+                stack.enter_context(fixed_lines(module))
+            stack.enter_context(parking(module))
+        vae = getattr(pipeline, "vae", None)
+        if vae is not None:
+            if not _changes_dtype_to_decode(vae):
+                stack.enter_context(parking(vae, "decode"))
+            stack.enter_context(_refusing_what_is_not_finite(vae))
+        for name, encoder in pipeline.components.items():
+            if name.startswith("text_encoder") and isinstance(encoder, nn.Module):
+                stack.enter_context(caching(encoder, prompts, prepare_encoder))
+        return stack.pop_all()
+
+
+def _denoisers(pipeline: DiffusionPipeline) -> list[nn.Module]:
+    """The modules whose forwards park: of a container, as of several ControlNets, its parts."""
+    denoisers = []
+    for name in _DENOISERS:
+        module = getattr(pipeline, name, None)
+        if module is None:
+            continue
+        declared = [part for part in module.modules() if arguments_of(part) is not None]
+        denoisers += declared if declared else [module]
+    return denoisers
+
+
+def _changes_dtype_to_decode(vae: nn.Module) -> bool:
+    # Such a pipeline casts the whole autoencoder up before it decodes, and back after: nobody
+    # else may come in between.
+    return bool(getattr(vae.config, "force_upcast", False)) and vae.dtype == torch.float16
+
+
+@contextmanager
+def _refusing_what_is_not_finite(vae: Any) -> Iterator[None]:
+    """Looked at once per picture, and not at each step, since looking waits for the device."""
+    own = vae.decode
+
+    @functools.wraps(own)
+    def decode(*args: Any, **kwargs: Any) -> Any:
+        latents = next(iter([*args, *kwargs.values()]))
+        if current_run() is not None and not torch.isfinite(latents).all():
+            raise FloatingPointError("the latents are not finite: nothing can be decoded from them")
+        return own(*args, **kwargs)
+
+    with replaced(vae, "decode", decode):
+        yield
