@@ -135,6 +135,32 @@ def test_a_cancelled_request_ends_at_its_next_step(engine: DenoiseEngine) -> Non
     assert sum(counters.forwards_by_requests.values()) < 50
 
 
+def test_cancelling_frees_the_slot_within_one_forward(small: DiffusionPipeline) -> None:
+    """Two of three slots' requests stay: the third's place is taken one forward later."""
+    config = EngineConfig(max_in_flight=3)
+    with DenoiseEngine(small, config) as engine:
+        alone = engine.submit(**arguments(1)).result(timeout=60).images[0]
+        before = sum(engine.counters().forwards_by_requests.values())
+        gate = Gate()
+        leaving = engine.submit(**arguments(0, num_inference_steps=500, callback_on_step_end=gate))
+        staying = [engine.submit(**arguments(1)) for _ in range(2)]
+        first_step: list[int] = []
+        waiting = engine.submit(
+            **arguments(2),
+            on_step=lambda _: first_step.append(
+                sum(engine.counters().forwards_by_requests.values())
+            ),
+        )
+        gate.reached.wait(30)
+        leaving.cancel()
+        gate.opened.set()
+        waiting.result(timeout=60)
+        for ticket in staying:
+            assert np.array_equal(ticket.result(timeout=60).images[0], alone)
+    # The forward that was under way, and the one that has the newcomer's first step.
+    assert first_step[0] - before <= 2
+
+
 def test_a_cancelled_await_returns_when_the_engine_has_let_go(engine: DenoiseEngine) -> None:
     async def give_up() -> None:
         waiter = asyncio.ensure_future(
@@ -189,7 +215,9 @@ class UndeclaredModel(UNet2DConditionModel):
     """To the engine, a module class that nobody has declared."""
 
 
-def test_requests_of_an_undeclared_module_take_turns(small: DiffusionPipeline) -> None:
+def test_requests_of_an_undeclared_module_take_turns(
+    small: DiffusionPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     small.unet.__class__ = UndeclaredModel
     expected = stock(small, small.scheduler, arguments(1))
     with DenoiseEngine(small) as engine:
@@ -200,6 +228,7 @@ def test_requests_of_an_undeclared_module_take_turns(small: DiffusionPipeline) -
         long.cancel()
         with pytest.raises(Cancelled):
             long.result(timeout=60)
+    assert caplog.messages == ["UndeclaredModel is not declared and runs unbatched"]
 
 
 def test_a_second_engine_on_one_pipeline_is_refused(

@@ -13,7 +13,7 @@ from shared.config import EngineConfig
 from shared.engine import DenoiseEngine
 from shared.errors import EngineDead
 from tests.rendering import ONE_OF_255, Gate, arguments, stock
-from tests.small_models import small_stable_diffusion
+from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl
 
 
 @pytest.fixture
@@ -88,6 +88,19 @@ def test_latents_that_are_not_finite_fail_their_own_request(
     with pytest.raises(FloatingPointError, match="not finite"):
         bad.result(timeout=60)
     assert np.array_equal(good.result(timeout=60).images[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")
+def test_latents_that_are_not_finite_are_refused_by_a_decoder_that_does_not_park() -> None:
+    pipeline = small_stable_diffusion_xl().to(torch.float16)
+    assert pipeline.vae.config.force_upcast
+    latents = torch.full((1, 4, 8, 8), torch.nan, dtype=torch.float16)
+    with DenoiseEngine(pipeline) as engine:
+        bad = engine.submit(**arguments(0, width=64, height=64, latents=latents))
+        good = engine.submit(**arguments(1, width=64, height=64))
+        with pytest.raises(FloatingPointError, match="not finite"):
+            bad.result(timeout=60)
+        assert good.result(timeout=60).images.shape == (1, 64, 64, 3)
 
 
 def test_a_failing_on_step_fails_its_own_request(engine: DenoiseEngine) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from shared.engine.calls import PipelineRun, current_run, parking, replaced
 from shared.engine.declarations import arguments_of
@@ -49,7 +49,7 @@ def take_over(
         if vae is not None:
             if not _changes_dtype_to_decode(vae):
                 stack.enter_context(parking(vae, "decode"))
-            stack.enter_context(_refusing_what_is_not_finite(vae))
+            stack.enter_context(_failing_alone(vae))
         for name, encoder in pipeline.components.items():
             if name.startswith("text_encoder") and isinstance(encoder, nn.Module):
                 stack.enter_context(caching(encoder, prompts, prepare_encoder))
@@ -75,16 +75,28 @@ def _changes_dtype_to_decode(vae: nn.Module) -> bool:
 
 
 @contextmanager
-def _refusing_what_is_not_finite(vae: Any) -> Iterator[None]:
-    """Looked at once per picture, and not at each step, since looking waits for the device."""
-    own = vae.decode
+def _failing_alone(vae: Any) -> Iterator[None]:
+    """Within it, a decode that fails leaves the autoencoder to the next one as it was.
+
+    What is not finite is refused: here, once per picture, since looking waits for the device.
+    """
+    own, dtype = vae.decode, vae.dtype
 
     @functools.wraps(own)
     def decode(*args: Any, **kwargs: Any) -> Any:
-        latents = next(iter([*args, *kwargs.values()]))
-        if current_run() is not None and not torch.isfinite(latents).all():
-            raise FloatingPointError("the latents are not finite: nothing can be decoded from them")
-        return own(*args, **kwargs)
+        if current_run() is None:
+            return own(*args, **kwargs)
+        try:
+            _check_finite(next(iter([*args, *kwargs.values()])))
+            return own(*args, **kwargs)
+        except BaseException:
+            vae.to(dtype)  # a pipeline that has cast it up for this will not cast it back
+            raise
 
     with replaced(vae, "decode", decode):
         yield
+
+
+def _check_finite(latents: Tensor) -> None:
+    if not torch.isfinite(latents).all():
+        raise FloatingPointError("the latents are not finite: nothing can be decoded from them")
