@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import DenoiseEngine, EngineCounters, RequestStats, Ticket
+from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Ticket
 from shared.errors import Cancelled, EngineDead, RenderFailed
 from shared.image_codec import encode_png
 from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
@@ -28,6 +28,8 @@ class Renderer:
         pipeline: DiffusionPipeline = load_pipeline(model)
         self._dtype = str(pipeline.dtype).removeprefix("torch.")
         self._engine = DenoiseEngine(pipeline, engine)
+        if engine.byte_identical and pipeline.device.type != "cpu":
+            self.find_row_rules()
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
         """Render one picture; cancelling the caller frees its place at the next step.
@@ -50,6 +52,17 @@ class Renderer:
             prompt="a", seed=0, **self.profile.defaults.model_dump() | {"num_inference_steps": 2}
         )
         self._submit(request).result()
+
+    def find_row_rules(self) -> dict[str, RowRule]:
+        """Search which row counts give equal bits here, for devices that were not measured.
+
+        With the smallest picture: its largest forwards fit into any memory.
+        """
+        side = -(-self.profile.limits.min_side // self.profile.size_multiple)
+        side *= self.profile.size_multiple
+        return self._engine.find_row_rules(
+            prompt="a", width=side, height=side, num_inference_steps=1
+        )
 
     def counters(self) -> EngineCounters:
         return self._engine.counters()

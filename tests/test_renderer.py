@@ -95,6 +95,14 @@ def test_warming_up_leaves_the_engine_ready(renderer: Renderer) -> None:
     assert renderer.counters().num_in_flight == 0
 
 
+def test_row_rules_are_found_with_the_smallest_picture(tmp_path: Path) -> None:
+    small_stable_diffusion().save_pretrained(tmp_path)
+    with Renderer(ModelConfig(name=str(tmp_path)), EngineConfig()) as renderer:
+        rules = renderer.find_row_rules()
+        assert {2, 4, 8, 16, 32} <= set(rules["UNet2DConditionModel"].counts)
+        asyncio.run(renderer.render(canonical(renderer)))
+
+
 def test_a_closed_renderer_says_so() -> None:
     renderer = Renderer(ModelConfig(), EngineConfig())
     renderer.check_alive()

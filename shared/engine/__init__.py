@@ -24,6 +24,15 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
 """
 
 from shared.engine.engine import DenoiseEngine
+from shared.engine.row_rule import RowRule
 from shared.engine.tickets import EngineCounters, Priority, RequestStats, Step, Ticket
 
-__all__ = ["DenoiseEngine", "EngineCounters", "Priority", "RequestStats", "Step", "Ticket"]
+__all__ = [
+    "DenoiseEngine",
+    "EngineCounters",
+    "Priority",
+    "RequestStats",
+    "RowRule",
+    "Step",
+    "Ticket",
+]
