@@ -14,6 +14,7 @@ from serving.auth import token_hash
 from serving.generator import Generator
 from serving.ingress import Ingress
 from shared.config import EngineConfig, ModelConfig, Settings
+from shared.cpu_memory import KEEP_FREED_MEMORY
 
 TOKEN_VARIABLE = "API_TOKEN"
 
@@ -46,7 +47,11 @@ def build_app(args: ServiceArgs) -> Application:
         # Twice what denoises at once: the rest is being encoded, or stands ready to step in.
         max_ongoing_requests=2 * args.engine.max_in_flight,
         max_queued_requests=args.max_queued_requests,
-        ray_actor_options={"num_cpus": _num_cpus(args), "num_gpus": args.num_gpus},
+        ray_actor_options={
+            "num_cpus": _num_cpus(args),
+            "num_gpus": args.num_gpus,
+            "runtime_env": {"env_vars": KEEP_FREED_MEMORY},
+        },
     ).bind(args.model, args.engine)
     # The ingress keeps the model's profile; as its argument, a changed model renews it as well.
     return Ingress.bind(  # type: ignore[attr-defined]

@@ -1,0 +1,85 @@
+"""What it brings to keep freed memory: the same pictures in processes that do and do not.
+
+python benchmarks/freed_memory.py --sizes 128 256
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from shared.cpu_memory import KEEP_FREED_MEMORY
+from shared.engine import DenoiseEngine
+from shared.pipeline import load_pipeline
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(render(options.sizes[0], options.requests)))
+        return
+    for size in options.sizes:
+        pairs = [
+            [in_process(size, options.requests, env) for env in (KEEP_FREED_MEMORY, {})]
+            for _ in range(options.rounds)
+        ]
+        keeping, returning = zip(*pairs, strict=True)
+        print(f"{size} px, {options.requests} requests of 20 steps, medians of {options.rounds}")
+        for name, runs in (("keeping", keeping), ("returning", returning)):
+            print(
+                f"  {name:10} {median(runs, 'seconds'):6.2f} s, "
+                f"{median(runs, 'page_faults') / 1000:8.1f} thousand page faults, "
+                f"at most {median(runs, 'max_mb'):.0f} MB"
+            )
+        ratio = median(returning, "seconds") / median(keeping, "seconds")
+        print(f"  {ratio:.3f} times as fast")
+
+
+def median(runs: tuple[dict[str, float], ...], key: str) -> float:
+    return statistics.median(run[key] for run in runs)
+
+
+def in_process(size: int, requests: int, env: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", f"--sizes={size}", f"--requests={requests}"]
+    done = subprocess.run(
+        command, env=os.environ | env, check=True, stdout=subprocess.PIPE, text=True
+    )
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def render(size: int, requests: int) -> dict[str, float]:
+    with DenoiseEngine(load_pipeline()) as engine:
+        render_all(engine, size, requests, steps=2)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        started = time.perf_counter()
+        render_all(engine, size, requests, steps=20)
+        seconds = time.perf_counter() - started
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "seconds": seconds,
+        "page_faults": usage.ru_minflt - faults,
+        "max_mb": usage.ru_maxrss / 1024,
+    }
+
+
+def render_all(engine: DenoiseEngine, size: int, requests: int, steps: int) -> None:
+    tickets = [
+        engine.submit(prompt=f"view {i}", width=size, height=size, num_inference_steps=steps)
+        for i in range(requests)
+    ]
+    for ticket in tickets:
+        ticket.result()
+
+
+if __name__ == "__main__":
+    main()
