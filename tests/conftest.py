@@ -29,9 +29,11 @@ import pytest  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
 
 from shared.config import ModelConfig  # noqa: E402
+from shared.engine import DenoiseEngine  # noqa: E402
 from shared.model_files import BUNDLED_MODELS, describe_model  # noqa: E402
 from shared.model_profile import ModelProfile  # noqa: E402
 from shared.pipeline import load_pipeline  # noqa: E402
+from tests.small_models import small_stable_diffusion  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -51,6 +53,17 @@ def pipeline() -> DiffusionPipeline:
     pipeline = load_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture
+def small() -> DiffusionPipeline:
+    return small_stable_diffusion()
+
+
+@pytest.fixture
+def engine(small: DiffusionPipeline) -> Iterator[DenoiseEngine]:
+    with DenoiseEngine(small) as engine:
+        yield engine
 
 
 @pytest.fixture

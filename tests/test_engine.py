@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,18 +18,7 @@ from shared.engine import DenoiseEngine, Step
 from shared.errors import Cancelled, EngineDead, QueueFull
 from shared.model_files import load_noise_schedulers, resolve_folder
 from tests.rendering import ONE_OF_255, Gate, arguments, mixed, stock
-from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl
-
-
-@pytest.fixture
-def small() -> DiffusionPipeline:
-    return small_stable_diffusion()
-
-
-@pytest.fixture
-def engine(small: DiffusionPipeline) -> Iterator[DenoiseEngine]:
-    with DenoiseEngine(small) as engine:
-        yield engine
+from tests.small_models import small_stable_diffusion_xl
 
 
 def test_sixteen_mixed_requests_equal_the_stock_pipeline(pipeline: DiffusionPipeline) -> None:

@@ -1,6 +1,5 @@
 """What goes wrong with one request touches that request alone."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,7 @@ from shared.config import EngineConfig
 from shared.engine import DenoiseEngine
 from shared.errors import EngineDead
 from tests.rendering import ONE_OF_255, Gate, arguments, stock
-from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl
-
-
-@pytest.fixture
-def small() -> DiffusionPipeline:
-    return small_stable_diffusion()
-
-
-@pytest.fixture
-def engine(small: DiffusionPipeline) -> Iterator[DenoiseEngine]:
-    with DenoiseEngine(small) as engine:
-        yield engine
+from tests.small_models import small_stable_diffusion_xl
 
 
 def test_a_failing_callback_fails_its_own_request(engine: DenoiseEngine) -> None:

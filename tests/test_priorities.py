@@ -11,12 +11,6 @@ from shared.config import EngineConfig
 from shared.engine import DenoiseEngine, Priority
 from shared.errors import DeadlineExceeded, QueueFull
 from tests.rendering import Gate, arguments
-from tests.small_models import small_stable_diffusion
-
-
-@pytest.fixture
-def small() -> DiffusionPipeline:
-    return small_stable_diffusion()
 
 
 @pytest.fixture
