@@ -22,7 +22,7 @@ from shared.engine.calls import replaced
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 
-_LINEAR_LINES = 8
+_LINEAR_LINES = 32
 _MOST_LINES = 64  # beyond, the lines are tokens and not rows
 
 # Row counts that are tried: all that small forwards have, and larger ones to fill up with.
