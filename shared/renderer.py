@@ -11,7 +11,7 @@ from PIL import Image
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Ticket
 from shared.errors import Cancelled, EngineDead, RenderFailed
-from shared.image_codec import encode_png
+from shared.image_codec import encode
 from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
 from shared.model_profile import ModelProfile
 from shared.pipeline import load_pipeline
@@ -104,7 +104,7 @@ class Renderer:
             dtype=self._dtype,
         )
         started = time.perf_counter()
-        data = encode_png(image, provenance)
+        data = encode(image, provenance)
         return GeneratedImage(
             data=data,
             format="png",

@@ -25,6 +25,7 @@ Guidance = Annotated[
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the noise; drawn where left out.")]
 # null stands for the default, as it does in every other field.
 NegativePrompt = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+ImageFormat = Literal["png", "jpeg", "webp"]
 SchedulerName = Annotated[str, Field(description="Class name of a diffusers noise scheduler.")]
 
 
@@ -88,7 +89,7 @@ class GeneratedImage(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     data: bytes
-    format: Literal["png"]
+    format: ImageFormat
     provenance: Provenance
     timings: Timings
 
