@@ -28,7 +28,7 @@ from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
 from shared.request import ImageRequest, parse_request
 from tests.conftest import BIN, REPO, Cluster, free_port
-from tests.test_engine import ONE_OF_255, stock
+from tests.rendering import ONE_OF_255, stock
 
 pytestmark = pytest.mark.cluster
 
