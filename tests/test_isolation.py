@@ -1,5 +1,7 @@
 """What goes wrong with one request touches that request alone."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 from shared.config import EngineConfig
 from shared.engine import DenoiseEngine
 from shared.errors import EngineDead
+from tests.conftest import REPO
 from tests.rendering import ONE_OF_255, Gate, arguments, stock
 from tests.small_models import small_stable_diffusion_xl
 
@@ -201,3 +204,21 @@ def test_a_dead_engine_fails_everything_it_held(
     with pytest.raises(EngineDead):
         engine.submit(**arguments(0))
     engine.close()
+
+
+def test_a_program_may_end_with_work_under_way() -> None:
+    program = """
+from shared.engine import DenoiseEngine
+from tests.rendering import Gate, arguments
+from tests.small_models import small_stable_diffusion
+
+gate = Gate()
+engine = DenoiseEngine(small_stable_diffusion())
+tickets = [engine.submit(**arguments(i, num_inference_steps=900), on_step=gate) for i in range(3)]
+gate.reached.wait(30)
+gate.opened.set()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr

@@ -1,5 +1,6 @@
 """The engine: a thread that runs every request's pipeline step by step."""
 
+import atexit
 import functools
 import logging
 import threading
@@ -140,6 +141,8 @@ class DenoiseEngine:
         )
         self._thread = threading.Thread(target=self._main, name="denoise-engine", daemon=True)
         self._thread.start()
+        # Python ends threads that still run at its exit, and torch aborts the process at that.
+        atexit.register(self.close, cancel=True)
 
     def submit(
         self,
@@ -239,6 +242,7 @@ class DenoiseEngine:
                 for request in [*self._waiting, *self._running]:
                     request.ticket.cancel()
             self._changed.notify_all()
+        atexit.unregister(self.close)
         if threading.current_thread() is not self._thread:  # a callback may close, not wait
             self._thread.join()
 
