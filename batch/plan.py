@@ -247,7 +247,7 @@ class _PlanWriter:
 def _planned(source_row: int, row: dict[str, Any], settings: RunSettings) -> PlannedImage:
     profile = settings.model
     request = profile.canonical(parse_request(row), seed=_seed(settings.seed, source_row))
-    image_id = request.image_id(profile.fingerprint, source=str(source_row))
+    image_id = request.image_id(profile.fingerprint_for(request), source=str(source_row))
     return PlannedImage(image_id, source_row, request)
 
 

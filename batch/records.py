@@ -6,7 +6,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from shared.model_profile import ModelProfile
-from shared.request import CanonicalRequest, GeneratedImage
+from shared.request import CanonicalRequest, GeneratedImage, lora_text
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -20,6 +20,7 @@ PLAN_SCHEMA = pa.schema(
         ("guidance_scale", pa.float64()),
         ("scheduler", pa.string()),
         ("seed", pa.int64()),
+        ("lora", pa.string()),  # name:weight,name:weight
     ]
 )
 
@@ -70,6 +71,7 @@ class PlannedImage:
             "image_id": self.image_id,
             "source_row": self.source_row,
             **self.request.model_dump(),
+            "lora": lora_text(self.request.lora),
         }
 
 
@@ -91,7 +93,7 @@ def failed_row(planned: PlannedImage, profile: ModelProfile, error: Exception) -
     return {
         **planned.to_row(),
         "model": profile.name,
-        "model_fingerprint": profile.fingerprint,
+        "model_fingerprint": profile.fingerprint_for(planned.request),
         "status": "error",
         "error": f"{type(error).__name__}: {error}",
     }

@@ -22,7 +22,7 @@ from shared.config import ModelConfig
 from shared.engine import EngineCounters
 from shared.errors import InvalidRequest, QueueFull
 from shared.model_profile import ModelProfile
-from shared.request import GeneratedImage, ImageRequest
+from shared.request import GeneratedImage, ImageRequest, PictureFields, Side, parse_request
 
 _PAGE = (Path(__file__).parent / "playground" / "index.html").read_text()
 
@@ -35,20 +35,23 @@ install_error_handlers(app)
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
 
-class ImagineQuery(ImageRequest):
+class ImagineQuery(PictureFields):
     """An ImageRequest as a query string."""
 
+    width: Side | None = None
+    height: Side | None = None
+    lora: str | None = Field(default=None, description="As in ink:0.8,gold:1")
     img_size: int | None = Field(
         default=None, ge=1, description="Width and height of a square picture."
     )
 
     def to_request(self) -> ImageRequest:
         fields = self.model_dump(exclude={"img_size"}, exclude_none=True)
-        if self.img_size is None:
-            return ImageRequest(**fields)
-        if fields.keys() & {"width", "height"}:
-            raise InvalidRequest("img_size", "cannot stand beside width or height")
-        return ImageRequest(width=self.img_size, height=self.img_size, **fields)
+        if self.img_size is not None:
+            if fields.keys() & {"width", "height"}:
+                raise InvalidRequest("img_size", "cannot stand beside width or height")
+            fields |= {"width": self.img_size, "height": self.img_size}
+        return parse_request(fields)
 
     def as_asked(self, error: InvalidRequest) -> InvalidRequest:
         """`error` in the terms of this query: a wrong side is a wrong img_size."""

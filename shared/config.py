@@ -1,9 +1,13 @@
 """Every tunable of the engine and the model: frozen, validated once, unknown keys refused."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+
+# As peft takes them, and without the signs of a request's notation.
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Settings(BaseModel):
@@ -46,7 +50,7 @@ class ModelConfig(Settings):
     variant: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    adapters: dict[str, Path] = {}
+    adapters: dict[AdapterName, Path] = {}
     defaults: RequestDefaults = RequestDefaults()
     limits: RequestLimits = RequestLimits()
 

@@ -73,7 +73,8 @@ def parameters_text(provenance: Provenance) -> str:
         "Model hash": provenance.model_fingerprint[:10],
         "Model": provenance.model,
     }
-    lines = [request.prompt]
+    adapters = [f"<lora:{name}:{weight:g}>" for name, weight in request.lora.items()]
+    lines = [" ".join([request.prompt, *adapters])]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))

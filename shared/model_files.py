@@ -123,7 +123,15 @@ def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:
             | config.defaults.model_dump(exclude_none=True),
         ),
         limits=config.limits,
+        adapters={name: _adapter_digest(name, file) for name, file in config.adapters.items()},
     )
+
+
+def _adapter_digest(name: str, file: Path) -> str:
+    try:
+        return _file_digest(file)
+    except OSError as error:
+        raise ModelUnavailable(f"adapter {name}: cannot read {file}: {error.strerror}") from error
 
 
 def _pipeline_defaults(folder: Path, scale: int) -> dict[str, Any]:

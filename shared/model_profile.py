@@ -1,8 +1,10 @@
 """What a checkpoint allows and prefers: turns a request into a canonical one. No weights needed."""
 
+import hashlib
+
 from shared.config import RequestLimits, Settings
 from shared.errors import InvalidRequest
-from shared.request import CanonicalRequest, ImageRequest
+from shared.request import CanonicalRequest, ImageRequest, canonical_json
 
 
 class CompleteDefaults(Settings):
@@ -16,7 +18,10 @@ class CompleteDefaults(Settings):
 
 
 class ModelProfile(Settings):
-    """A checkpoint as the doors see it. `fingerprint` is the content hash of its files."""
+    """A checkpoint as the doors see it. `fingerprint` is the content hash of its files.
+
+    `adapters` are the content hashes of the LoRA files that requests may ask for, by name.
+    """
 
     name: str
     fingerprint: str
@@ -24,15 +29,25 @@ class ModelProfile(Settings):
     schedulers: tuple[str, ...]
     defaults: CompleteDefaults
     limits: RequestLimits
+    adapters: dict[str, str] = {}
 
     def canonical(self, request: ImageRequest, *, seed: int) -> CanonicalRequest:
         """`request` with its gaps filled, `seed` where it has none; raises InvalidRequest."""
         chosen = request.model_dump(exclude_none=True)
+        # A weight of 0 is no adapter.
+        chosen["lora"] = {name: weight for name, weight in request.lora.items() if weight}
         complete = CanonicalRequest.model_validate(
             {**self.defaults.model_dump(), "seed": seed, **chosen}
         )
         self._check(complete)
         return complete
+
+    def fingerprint_for(self, request: CanonicalRequest) -> str:
+        """The content hash of all weights that `request` is rendered with."""
+        if not request.lora:
+            return self.fingerprint
+        used = [self.fingerprint, {name: self.adapters[name] for name in request.lora}]
+        return hashlib.sha256(canonical_json(used).encode()).hexdigest()[:32]
 
     def _check(self, request: CanonicalRequest) -> None:
         limits = self.limits
@@ -49,6 +64,9 @@ class ModelProfile(Settings):
             raise InvalidRequest("guidance_scale", f"is over {limits.max_guidance_scale:g}")
         if request.scheduler not in self.schedulers:
             raise InvalidRequest("scheduler", f"must be one of {', '.join(self.schedulers)}")
+        for name in request.lora.keys() - self.adapters.keys():
+            known = ", ".join(sorted(self.adapters)) or "none"
+            raise InvalidRequest("lora", f"{name!r} is not loaded; there are: {known}")
 
     def _check_side(self, field: str, side: int) -> None:
         if not self.limits.min_side <= side <= self.limits.max_side:

@@ -83,6 +83,7 @@ class Renderer:
     def _submit(self, request: CanonicalRequest) -> Ticket:
         return self._engine.submit(
             scheduler=self._schedulers[request.scheduler],
+            adapters=request.lora,
             prompt=request.prompt,
             # None, not empty: for SDXL the one is no conditioning, the other an empty prompt.
             negative_prompt=request.negative_prompt or None,
@@ -100,7 +101,7 @@ class Renderer:
         provenance = Provenance(
             request=request,
             model=self.profile.name,
-            model_fingerprint=self.profile.fingerprint,
+            model_fingerprint=self.profile.fingerprint_for(request),
             dtype=self._dtype,
         )
         started = time.perf_counter()

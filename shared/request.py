@@ -25,23 +25,42 @@ Guidance = Annotated[
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the noise; drawn where left out.")]
 # null stands for the default, as it does in every other field.
 NegativePrompt = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+Strength = Annotated[
+    float,
+    Field(gt=0, le=1, description="How far to leave the given picture: at 1 nothing is kept."),
+]
+LoraWeight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+# As an object, or in the notation of a query string: name:weight,name:weight
+Lora = Annotated[dict[str, LoraWeight], BeforeValidator(lambda value: _parse_lora(value))]
 ImageFormat = Literal["png", "jpeg", "webp"]
 SchedulerName = Annotated[str, Field(description="Class name of a diffusers noise scheduler.")]
 
 
-class ImageRequest(BaseModel):
-    """One picture, in diffusers' argument names. What is left out, the model's defaults fill."""
+class PictureFields(BaseModel):
+    """What every request may say, whichever door it comes through; diffusers' argument names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prompt: str = Field(pattern=r"\S", description="What to draw.")
     negative_prompt: NegativePrompt = Field(default="", description="What to keep away from.")
-    width: Side | None = None
-    height: Side | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     scheduler: SchedulerName | None = None
     seed: Seed | None = None
+
+
+class ImageRequest(PictureFields):
+    """One picture. What is left out, the model's defaults fill."""
+
+    width: Side | None = None
+    height: Side | None = None
+    lora: Lora = Field(default={}, description="Weights of the model's LoRA adapters, by name.")
+
+
+class EditRequest(ImageRequest):
+    """A picture made from another one, or inside the masked part of it."""
+
+    strength: Strength | None = None
 
 
 class CanonicalRequest(ImageRequest):
@@ -60,12 +79,20 @@ class CanonicalRequest(ImageRequest):
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
 
 
+class CanonicalEdit(CanonicalRequest):
+    """A canonical request with the files that it starts from, by the SHA-256 of their bytes."""
+
+    strength: Strength
+    image_sha256: str
+    mask_sha256: str | None
+
+
 class Provenance(BaseModel):
     """Everything that decides a picture's pixels; written into the file itself."""
 
     model_config = ConfigDict(frozen=True)
 
-    request: CanonicalRequest
+    request: CanonicalEdit | CanonicalRequest
     model: str
     model_fingerprint: str
     dtype: str
@@ -120,11 +147,24 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
         return InvalidRequest("body", "is not valid JSON")
     field = ".".join(path) or "body"
     if error["type"] == "extra_forbidden":
-        known = ", ".join(ImageRequest.model_fields)
-        return InvalidRequest(field, f"is not a field of a request; the fields are {known}")
+        return InvalidRequest(field, "is not a field of this request")
     if error["type"] == "string_pattern_mismatch":
         return InvalidRequest(field, "must not be empty")
     return InvalidRequest(field, str(error["msg"]))
+
+
+def lora_text(lora: Mapping[str, float]) -> str:
+    """`lora` as a query string or a Parquet cell has it: name:weight,name:weight."""
+    return ",".join(f"{name}:{weight:g}" for name, weight in lora.items())
+
+
+def _parse_lora(value: Any) -> Any:
+    if not isinstance(value, str):
+        return {} if value is None else value
+    pairs = [each.rpartition(":") for each in value.split(",") if each.strip()]
+    if not all(name.strip() for name, _, _ in pairs):
+        raise ValueError("must be like name:0.8,name:1")
+    return {name.strip(): weight for name, _, weight in pairs}
 
 
 def canonical_json(value: Any) -> str:

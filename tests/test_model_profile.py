@@ -18,6 +18,7 @@ def test_gaps_are_filled_with_the_models_defaults(profile: ModelProfile) -> None
         "guidance_scale": 4.0,
         "scheduler": "DPMSolverMultistepScheduler",
         "seed": 3,
+        "lora": {},
     }
 
 
@@ -72,3 +73,23 @@ def test_unknown_settings_are_refused() -> None:
 
 def test_a_string_is_a_models_name() -> None:
     assert ModelConfig.model_validate("postcard") == ModelConfig(name="postcard")
+
+
+def test_only_the_models_adapters_can_be_asked_for(profile: ModelProfile) -> None:
+    adapted = profile.model_copy(update={"adapters": {"ink": "12", "gold": "34"}})
+    canonical = adapted.canonical(ImageRequest(prompt="a", lora={"ink": 0.5, "gold": 0}), seed=3)
+    assert canonical.lora == {"ink": 0.5}
+    with pytest.raises(InvalidRequest, match="lora: 'oil' is not loaded; there are: gold, ink"):
+        adapted.canonical(ImageRequest(prompt="a", lora={"oil": 1.0}), seed=3)
+
+
+def test_the_weights_of_a_request_are_those_of_its_adapters_too(profile: ModelProfile) -> None:
+    def fingerprint(digest: str, **lora: float) -> str:
+        adapted = profile.model_copy(update={"adapters": {"ink": digest, "gold": "34"}})
+        request = adapted.canonical(ImageRequest(prompt="a", lora=lora), seed=3)
+        return adapted.fingerprint_for(request)
+
+    assert fingerprint("12") == profile.fingerprint
+    assert fingerprint("12", ink=1) != profile.fingerprint
+    assert fingerprint("12", ink=1) != fingerprint("13", ink=1)
+    assert fingerprint("12", gold=1) == fingerprint("13", gold=1)

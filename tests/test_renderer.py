@@ -10,10 +10,10 @@ from PIL import Image, ImageChops, ImageStat
 
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import EngineDead, RenderFailed
-from shared.image_codec import read_provenance
+from shared.image_codec import parameters_text, read_provenance
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, ImageRequest
-from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl
+from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl, write_lora
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,25 @@ def test_one_request_is_one_file_whatever_else_is_rendered(renderer: Renderer) -
 
     (alone,) = asyncio.run(render_all([0]))
     assert asyncio.run(render_all([5, 4, 0, 3, 2, 1]))[2] == alone
+
+
+def test_a_picture_with_adapters_names_them(tmp_path: Path) -> None:
+    pipeline = small_stable_diffusion()
+    pipeline.save_pretrained(tmp_path / "model", safe_serialization=True)
+    write_lora(pipeline, tmp_path / "ink.safetensors", seed=0)
+    adapters = {"ink": tmp_path / "ink.safetensors"}
+    model = ModelConfig(name=str(tmp_path / "model"), adapters=adapters)
+    with Renderer(model, EngineConfig()) as renderer:
+        plain, inked = (
+            asyncio.run(renderer.render(canonical(renderer, width=64, lora=lora)))
+            for lora in ({}, {"ink": 1.0})
+        )
+    pictures = [Image.open(io.BytesIO(image.data)) for image in (plain, inked)]
+    assert ImageChops.difference(*pictures).getbbox() is not None
+    provenance = read_provenance(inked.data)
+    assert provenance.request.lora == {"ink": 1.0}
+    assert provenance.model_fingerprint == renderer.profile.fingerprint_for(provenance.request)
+    assert "<lora:ink:1>" in parameters_text(provenance)
 
 
 def test_every_noise_scheduler_that_is_offered_draws_a_picture(renderer: Renderer) -> None:

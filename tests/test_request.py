@@ -3,7 +3,7 @@ import math
 import pytest
 
 from shared.errors import InvalidRequest
-from shared.request import CanonicalRequest, ImageRequest, parse_request
+from shared.request import CanonicalRequest, ImageRequest, lora_text, parse_request
 
 CANONICAL = CanonicalRequest(
     prompt="twin peaks",
@@ -34,6 +34,9 @@ CANONICAL = CanonicalRequest(
         ("seed", -1),
         ("seed", 2**53),
         ("steps", 20),
+        ("lora", "ink"),
+        ("lora", [1]),
+        ("prompt", "\ud800"),
     ],
 )
 def test_a_wrong_field_is_named(field: str, value: object) -> None:
@@ -47,6 +50,20 @@ def test_a_missing_prompt_is_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_request({"width": 256})
     assert caught.value.field == "prompt"
+
+
+@pytest.mark.parametrize("lora", [{"ink": 0.8, "gold": -1}, "ink:0.8, gold:-1"])
+def test_lora_weights_are_an_object_or_a_text(lora: object) -> None:
+    request = parse_request({"prompt": "a", "lora": lora})
+    assert request.lora == {"ink": 0.8, "gold": -1}
+    assert parse_request({"prompt": "a", "lora": lora_text(request.lora)}) == request
+
+
+@pytest.mark.parametrize("weight", [None, "much", 11, math.nan])
+def test_a_wrong_lora_weight_is_named(weight: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request({"prompt": "a", "lora": {"ink": weight}})
+    assert caught.value.field == "lora.ink"
 
 
 def test_what_is_left_out_stays_open() -> None:
