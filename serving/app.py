@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ray.serve import Application
 
 from serving.auth import token_hash
+from serving.door import HttpConfig
 from serving.generator import Generator
 from serving.ingress import Ingress
 from shared.config import EngineConfig, ModelConfig, Settings
@@ -19,18 +20,18 @@ from shared.cpu_memory import KEEP_FREED_MEMORY
 TOKEN_VARIABLE = "API_TOKEN"
 
 
-def _token_hashes_from_environment() -> tuple[str, ...]:
+def _http_from_environment() -> HttpConfig:
     token = os.environ.get(TOKEN_VARIABLE)
-    return (token_hash(token),) if token else ()
+    return HttpConfig(token_hashes=(token_hash(token),) if token else ())
 
 
 class ServiceArgs(Settings):
     """The application's arguments, as YAML `args:` or `key=value`; an unknown one is refused.
 
     `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
-    CPU of a node, since that is the number of threads that torch gets. `token_hashes` are SHA-256
-    hex digests of the bearer tokens that may call (none: everyone may); by default that of the
-    environment variable API_TOKEN, where it is set.
+    CPU of a node, since that is the number of threads that torch gets. `max_queued_requests` may
+    wait in an ingress for a generator with room; the queue proper is the engine's (`max_queued`).
+    `token_hashes` are by default that of the environment variable API_TOKEN, where it is set.
     """
 
     model: ModelConfig = ModelConfig()
@@ -38,14 +39,14 @@ class ServiceArgs(Settings):
     num_cpus: PositiveFloat | None = None
     num_gpus: NonNegativeFloat = 0
     max_queued_requests: PositiveInt = 128
-    token_hashes: tuple[str, ...] = Field(default_factory=_token_hashes_from_environment)
+    http: HttpConfig = Field(default_factory=_http_from_environment)
 
 
 def build_app(args: ServiceArgs) -> Application:
     """An ingress in front of generators; `deployments:` in a Serve config scales either."""
     generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
-        # Twice what denoises at once: the rest is being encoded, or stands ready to step in.
-        max_ongoing_requests=2 * args.engine.max_in_flight,
+        # All that the engine takes: it knows best who waits for whom, and how long.
+        max_ongoing_requests=args.engine.max_in_flight + args.engine.max_queued,
         max_queued_requests=args.max_queued_requests,
         ray_actor_options={
             "num_cpus": _num_cpus(args),
@@ -53,10 +54,11 @@ def build_app(args: ServiceArgs) -> Application:
             "runtime_env": {"env_vars": KEEP_FREED_MEMORY},
         },
     ).bind(args.model, args.engine)
-    # The ingress keeps the model's profile; as its argument, a changed model renews it as well.
-    return Ingress.bind(  # type: ignore[attr-defined]
-        generator, args.model, args.token_hashes
+    # A replica that is to go finishes what it has: nothing there takes longer than this.
+    ingress = Ingress.options(  # type: ignore[attr-defined]
+        graceful_shutdown_timeout_s=args.http.timeout_s
     )
+    return ingress.bind(generator, args.model, args.http)
 
 
 def _num_cpus(args: ServiceArgs) -> float:

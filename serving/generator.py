@@ -1,12 +1,18 @@
 """The deployment that holds an engine: one replica, one loaded checkpoint."""
 
+import logging
+import os
+
 from ray import serve
 
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import EngineCounters
+from shared.errors import EngineDead
 from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
-from shared.request import CanonicalRequest, GeneratedImage
+from shared.request import CanonicalRequest, Encoding, GeneratedImage
+
+logger = logging.getLogger(__name__)
 
 
 @serve.deployment
@@ -15,9 +21,17 @@ class Generator:
         self._renderer = Renderer(model, engine)
         self._renderer.warm_up()
 
-    async def generate(self, request: CanonicalRequest) -> GeneratedImage:
+    async def generate(
+        self, request: CanonicalRequest, encoding: Encoding, timeout_s: float
+    ) -> GeneratedImage:
         """Render one picture; when the caller goes away, so does the request."""
-        return await self._renderer.render(request)
+        try:
+            return await self._renderer.render(request, encoding, timeout_s=timeout_s)
+        except EngineDead:
+            # Nothing will be rendered here again, and the health check takes half a minute to
+            # say so. Callers are told at once by the death of the process, and go elsewhere.
+            logger.exception("the engine is dead: the replica ends itself")
+            os._exit(1)
 
     async def profile(self) -> ModelProfile:
         return self._renderer.profile

@@ -1,5 +1,6 @@
 """Exceptions to HTTP answers: one envelope, one table. Its shape is OpenAI's."""
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -7,11 +8,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from ray.exceptions import RayActorError
 from starlette.exceptions import HTTPException
 
 from serving.auth import Unauthorized
-from shared.errors import Cancelled, EngineDead, InvalidRequest, QueueFull, RenderFailed
+from serving.rendering import GeneratorLost, Overloaded
+from shared.errors import DeadlineExceeded, InvalidRequest, RenderFailed
 from shared.request import first_problem
 
 
@@ -31,8 +32,16 @@ class ErrorBody(BaseModel):
 # For the OpenAPI document: every route can answer with these.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 429, 500, 503)
+    for status in (400, 401, 429, 500, 503, 504)
 }
+
+
+# Clients that retry by themselves would only have the same rendered again.
+_NO_RETRY = {"x-should-retry": "false"}
+
+
+class UnknownModel(Exception):
+    """A model that is not the one served here."""
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -68,17 +77,30 @@ def _unauthorized(_: Request, error: Exception) -> JSONResponse:
 
 
 def _overloaded(_: Request, error: Exception) -> JSONResponse:
-    message = "every place in the queue is taken; try again"
-    return _answer(429, "queue_full", message, headers={"Retry-After": "1"})
+    assert isinstance(error, Overloaded)
+    seconds = math.ceil(error.retry_after_s)
+    message = f"every place in the queue is taken; try again in {seconds} s"
+    return _answer(429, "queue_full", message, headers={"Retry-After": str(seconds)})
+
+
+def _too_late(_: Request, error: Exception) -> JSONResponse:
+    return _answer(504, "deadline_exceeded", str(error), headers=_NO_RETRY)
+
+
+def _unknown_model(_: Request, error: Exception) -> JSONResponse:
+    return _answer(404, "model_not_found", str(error), param="model")
 
 
 def _render_failed(_: Request, error: Exception) -> JSONResponse:
-    return _answer(500, "render_failed", str(error))
+    return _answer(500, "render_failed", str(error), headers=_NO_RETRY)
 
 
-def _unavailable(_: Request, error: Exception) -> JSONResponse:
-    message = "the generator stopped while it rendered this; try again"
-    return _answer(503, "generator_lost", message, headers={"Retry-After": "1"})
+def _lost(_: Request, error: Exception) -> JSONResponse:
+    return _answer(503, "generator_lost", str(error), headers=_NO_RETRY)
+
+
+def _internal(_: Request, error: Exception) -> JSONResponse:
+    return _answer(500, "internal_error", "an error of the service's own; its log says more")
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:
@@ -91,10 +113,11 @@ _HANDLERS = {
     InvalidRequest: _invalid_request,
     RequestValidationError: _invalid_form,
     Unauthorized: _unauthorized,
-    QueueFull: _overloaded,
+    Overloaded: _overloaded,
+    DeadlineExceeded: _too_late,
+    UnknownModel: _unknown_model,
     RenderFailed: _render_failed,
-    Cancelled: _unavailable,
-    EngineDead: _unavailable,
-    RayActorError: _unavailable,
+    GeneratorLost: _lost,
     HTTPException: _http,
+    Exception: _internal,
 }

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-
 # As peft takes them, and without the signs of a request's notation.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -26,12 +25,16 @@ class RequestDefaults(Settings):
 
 
 class RequestLimits(Settings):
-    """The bounds of a request, whatever the checkpoint. Sides and areas are in pixels."""
+    """The bounds of a request, whatever the checkpoint. Sides and areas are in pixels.
+
+    `max_pixel_steps` bounds pixels times steps times pictures of one call.
+    """
 
     min_side: PositiveInt = 64
     max_side: PositiveInt = 2048
     max_pixels: PositiveInt = 1024 * 1024
     max_num_inference_steps: PositiveInt = 150
+    max_pixel_steps: PositiveInt = 200 * 1024 * 1024
     max_guidance_scale: float = Field(default=50.0, ge=0)
     max_prompt_chars: PositiveInt = 4000
 

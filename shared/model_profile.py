@@ -2,6 +2,8 @@
 
 import hashlib
 
+from pydantic import Field
+
 from shared.config import RequestLimits, Settings
 from shared.errors import InvalidRequest
 from shared.request import CanonicalRequest, ImageRequest, canonical_json
@@ -29,10 +31,13 @@ class ModelProfile(Settings):
     schedulers: tuple[str, ...]
     defaults: CompleteDefaults
     limits: RequestLimits
-    adapters: dict[str, str] = {}
+    adapters: dict[str, str] = Field(default={})
 
-    def canonical(self, request: ImageRequest, *, seed: int) -> CanonicalRequest:
-        """`request` with its gaps filled, `seed` where it has none; raises InvalidRequest."""
+    def canonical(self, request: ImageRequest, *, seed: int, n: int = 1) -> CanonicalRequest:
+        """`request` with its gaps filled, `seed` where it has none; raises InvalidRequest.
+
+        `n` is the number of such pictures that the call asks for.
+        """
         chosen = request.model_dump(exclude_none=True)
         # A weight of 0 is no adapter.
         chosen["lora"] = {name: weight for name, weight in request.lora.items() if weight}
@@ -40,6 +45,10 @@ class ModelProfile(Settings):
             {**self.defaults.model_dump(), "seed": seed, **chosen}
         )
         self._check(complete)
+        if n * complete.pixel_steps > self.limits.max_pixel_steps:
+            field = "n" if n > 1 else "num_inference_steps"
+            limit = self.limits.max_pixel_steps
+            raise InvalidRequest(field, f"makes pixels x steps x pictures more than {limit}")
         return complete
 
     def fingerprint_for(self, request: CanonicalRequest) -> str:

@@ -10,12 +10,12 @@ from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Ticket
-from shared.errors import Cancelled, EngineDead, RenderFailed
+from shared.errors import Cancelled, DeadlineExceeded, EngineDead, RenderFailed
 from shared.image_codec import encode
 from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
 from shared.model_profile import ModelProfile
 from shared.pipeline import load_pipeline
-from shared.request import CanonicalRequest, GeneratedImage, Provenance, Timings
+from shared.request import CanonicalRequest, Encoding, GeneratedImage, Provenance, Timings
 
 
 class Renderer:
@@ -31,20 +31,28 @@ class Renderer:
         if engine.byte_identical and pipeline.device.type != "cpu":
             self.find_row_rules()
 
-    async def render(self, request: CanonicalRequest) -> GeneratedImage:
+    async def render(
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding = Encoding(),  # noqa: B008 - frozen
+        *,
+        timeout_s: float | None = None,
+    ) -> GeneratedImage:
         """Render one picture; cancelling the caller frees its place at the next step.
 
-        Raises QueueFull, Cancelled, EngineDead, or RenderFailed with what the pipeline said.
+        Raises QueueFull, DeadlineExceeded after `timeout_s`, Cancelled, EngineDead, or RenderFailed
+        with what the pipeline said.
         """
-        ticket = self._submit(request)
+        ticket = self._submit(request, timeout_s)
         try:
             output = await ticket
-        except (Cancelled, EngineDead):
+        except (Cancelled, DeadlineExceeded, EngineDead):
             raise
         except Exception as error:
             raise RenderFailed(f"{type(error).__name__}: {error}") from error
         # The encoder is C code without the interpreter's lock: the event loop stays free.
-        return await asyncio.to_thread(self._encode, request, output.images[0], ticket.stats)
+        image = output.images[0]
+        return await asyncio.to_thread(self._encode, request, encoding, image, ticket.stats)
 
     def warm_up(self) -> None:
         """Render a default picture, so that the first caller does not pay for first calls."""
@@ -80,8 +88,9 @@ class Renderer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, request: CanonicalRequest) -> Ticket:
+    def _submit(self, request: CanonicalRequest, timeout_s: float | None = None) -> Ticket:
         return self._engine.submit(
+            timeout_s=timeout_s,
             scheduler=self._schedulers[request.scheduler],
             adapters=request.lora,
             prompt=request.prompt,
@@ -96,7 +105,11 @@ class Renderer:
         )
 
     def _encode(
-        self, request: CanonicalRequest, image: Image.Image, stats: RequestStats
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        image: Image.Image,
+        stats: RequestStats,
     ) -> GeneratedImage:
         provenance = Provenance(
             request=request,
@@ -105,10 +118,10 @@ class Renderer:
             dtype=self._dtype,
         )
         started = time.perf_counter()
-        data = encode(image, provenance)
+        data = encode(image, provenance, encoding.format, encoding.quality)
         return GeneratedImage(
             data=data,
-            format="png",
+            format=encoding.format,
             provenance=provenance,
             timings=Timings(
                 queue_s=stats.queue_s,

@@ -73,6 +73,11 @@ class CanonicalRequest(ImageRequest):
     scheduler: SchedulerName
     seed: Seed
 
+    @property
+    def pixel_steps(self) -> int:
+        """What it takes to render: pixels times steps."""
+        return self.width * self.height * self.num_inference_steps
+
     def image_id(self, model_fingerprint: str, source: str = "") -> str:
         """32 hex digits that name this picture; `source` tells equal rows of a dataset apart."""
         identity = [self.model_dump(), model_fingerprint, source]
@@ -110,6 +115,15 @@ class Timings(BaseModel):
     num_shared_forwards: int
 
 
+class Encoding(BaseModel):
+    """How a picture becomes a file. `quality` is that of JPEG and WebP; PNG is lossless."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: ImageFormat = "png"
+    quality: int = Field(default=90, ge=0, le=100)
+
+
 class GeneratedImage(BaseModel):
     """An encoded picture, ready to send or store."""
 
@@ -142,7 +156,7 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """The first of pydantic's errors as ours, whichever door they came through."""
     error = errors[0]
     # FastAPI prefixes where the field stood; a broken JSON body has a character offset instead.
-    path = [str(part) for part in error["loc"] if part not in ("body", "query")]
+    path = [str(part) for part in error["loc"] if part not in ("body", "query", "header")]
     if error["type"] == "json_invalid":
         return InvalidRequest("body", "is not valid JSON")
     field = ".".join(path) or "body"

@@ -21,6 +21,6 @@ def test_only_known_tokens_may_call() -> None:
 
 
 def test_the_environments_token_is_kept_as_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ServiceArgs().token_hashes == ()
+    assert ServiceArgs().http.token_hashes == ()
     monkeypatch.setenv("API_TOKEN", "secret")
-    assert ServiceArgs().token_hashes == (hashlib.sha256(b"secret").hexdigest(),)
+    assert ServiceArgs().http.token_hashes == (hashlib.sha256(b"secret").hexdigest(),)

@@ -21,6 +21,7 @@ from ray import serve
 
 from serving.app import ServiceArgs, build_app
 from serving.auth import token_hash
+from serving.door import HttpConfig
 from shared.config import EngineConfig, ModelConfig
 from shared.image_codec import read_provenance
 from shared.model_files import load_noise_schedulers, resolve_folder
@@ -42,8 +43,10 @@ def host(cluster: Cluster) -> Iterator[str]:
     port = free_port()
     ray.init(cluster.address, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    tiny = ServiceArgs(num_cpus=1, engine=EngineConfig(max_in_flight=1), max_queued_requests=1)
-    private = ServiceArgs(num_cpus=1, token_hashes=(token_hash(TOKEN),))
+    tiny = ServiceArgs(
+        num_cpus=1, engine=EngineConfig(max_in_flight=1, max_queued=1), max_queued_requests=1
+    )
+    private = ServiceArgs(num_cpus=1, http=HttpConfig(token_hashes=(token_hash(TOKEN),)))
     serve.run(build_app(ServiceArgs(num_cpus=2)), name="open")
     serve.run(build_app(private), name="private", route_prefix="/private")
     serve.run(build_app(tiny), name="tiny", route_prefix="/tiny")

@@ -264,6 +264,8 @@ class DenoiseEngine:
                 raise QueueFull(f"{self._config.max_queued} requests are already waiting")
             ahead = [*self._running, *self._waiting]
             if not self._can_finish(request, ahead, request.submitted_at):
+                if self._can_finish(request, [], request.submitted_at):
+                    raise QueueFull("the work under way leaves it too little time")
                 self._totals.ends["num_expired"] += 1
                 raise DeadlineExceeded("it cannot be finished in the time that it has")
             self._waiting.add(request)

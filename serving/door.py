@@ -1,0 +1,110 @@
+"""What every route does: who may call, until when, and one or several pictures of a request."""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import PositiveFloat
+
+from serving.auth import TokenAuth
+from serving.rendering import Overloaded, Rendering
+from shared.config import Settings
+from shared.errors import DeadlineExceeded
+from shared.request import MAX_SEED, CanonicalRequest, Encoding, GeneratedImage, ImageRequest
+
+# Until a picture asks for its place again.
+_LONGEST_PAUSE_S = 1.0
+
+
+class HttpConfig(Settings):
+    """`token_hashes` are SHA-256 hex digests of the bearer tokens that may call (none: everyone).
+
+    A request may take `timeout_s` seconds, or less if its caller says so.
+    """
+
+    token_hashes: tuple[str, ...] = ()
+    timeout_s: PositiveFloat = 600
+
+
+class Door:
+    def __init__(self, rendering: Rendering, config: HttpConfig) -> None:
+        self.rendering = rendering
+        self.auth = TokenAuth(config.token_hashes)
+        self.max_timeout_s = config.timeout_s
+
+    async def canonical(self, request: ImageRequest, n: int = 1) -> list[CanonicalRequest]:
+        """`n` canonical requests of successive seeds; raises InvalidRequest."""
+        profile = await self.rendering.profile()
+        # The seed is drawn here, so that it is one picture however often it is tried.
+        first = profile.canonical(request, seed=secrets.randbelow(2**32), n=n)
+        seeds = ((first.seed + i) % (MAX_SEED + 1) for i in range(n))
+        return [first.model_copy(update={"seed": seed}) for seed in seeds]
+
+    async def render(
+        self, requests: Sequence[CanonicalRequest], encoding: Encoding, timeout_s: float | None
+    ) -> list[GeneratedImage]:
+        """All of `requests` at once; where one fails, the others are given up."""
+        timeout_s = min(timeout_s or self.max_timeout_s, self.max_timeout_s)
+        call = _Call(self.rendering, encoding, asyncio.get_running_loop().time() + timeout_s)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(call.render(each)) for each in requests]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+
+class _Call:
+    """The pictures of one call. They are refused together, or find their places one by one.
+
+    Else two calls of many pictures would take each other's last places, again and again.
+    """
+
+    def __init__(self, rendering: Rendering, encoding: Encoding, deadline: float) -> None:
+        self._rendering = rendering
+        self._encoding = encoding
+        self._deadline = deadline
+        self._under_way = 0
+        self._done = 0
+
+    async def render(self, request: CanonicalRequest) -> GeneratedImage:
+        while (left := self._deadline - asyncio.get_running_loop().time()) > 0:
+            self._under_way += 1
+            try:
+                image = await self._rendering.render(request, self._encoding, timeout_s=left)
+            except Overloaded as refusal:
+                if self._under_way == 1 and not self._done:
+                    raise
+                pause_s = min(refusal.retry_after_s, _LONGEST_PAUSE_S)
+            else:
+                self._done += 1
+                return image
+            finally:
+                self._under_way -= 1
+            await asyncio.sleep(pause_s)
+        raise DeadlineExceeded("it was not finished in the time that it had")
+
+
+async def _authenticated(
+    request: Request,
+    token: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+) -> Door:
+    door: Door = request.app.state.door
+    door.auth.check(token.credentials if token else None)
+    return door
+
+
+# The door, for callers that may pass.
+OpenDoor = Annotated[Door, Depends(_authenticated)]
+Timeout = Annotated[
+    float | None,
+    Header(
+        alias="X-Timeout-Seconds",
+        gt=0,
+        allow_inf_nan=False,
+        description="Give up after so many seconds, with a 504.",
+    ),
+]

@@ -1,0 +1,156 @@
+"""OpenAI's Images API in terms of ours: what its clients send, and what they read.
+
+https://platform.openai.com/docs/api-reference/images
+"""
+
+import base64
+import re
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from serving.door import OpenDoor, Timeout
+from serving.http_errors import ERROR_RESPONSES, ErrorBody, UnknownModel
+from shared.errors import InvalidRequest
+from shared.model_profile import ModelProfile
+from shared.request import (
+    MAX_SEED,
+    Encoding,
+    GeneratedImage,
+    ImageFormat,
+    ImageRequest,
+    Lora,
+    PictureFields,
+    parse_request,
+)
+
+router = APIRouter(prefix="/v1")
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorBody, "description": "Another model than the one served here"}
+}
+
+_Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
+
+
+class GenerationRequest(PictureFields):
+    """The body of OpenAI's, and by `extra_body` the fields of ours."""
+
+    model: str | None = Field(default=None, description="The model that is served, or nothing.")
+    n: int = Field(default=1, ge=1, le=10, description="Pictures, of successive seeds.")
+    size: str | None = Field(default=None, description="As in 512x512, or auto.")
+    response_format: Literal["b64_json"] | None = None
+    output_format: ImageFormat | None = Field(default=None, description="png where left out.")
+    output_compression: int | None = Field(
+        default=None, ge=0, le=100, description="The quality of JPEG and WebP."
+    )
+    background: Literal["opaque", "auto"] | None = None
+    quality: _Ignored = None
+    moderation: _Ignored = None
+    style: _Ignored = None
+    user: _Ignored = None
+    safety_identifier: _Ignored = None
+    lora: Lora = Field(default={}, description="Weights of the model's LoRA adapters, by name.")
+
+    def to_request(self) -> ImageRequest:
+        """The first picture's; the others have its seed plus 1, 2, ..."""
+        if self.seed is not None and self.seed + self.n - 1 > MAX_SEED:
+            raise InvalidRequest("seed", f"with n of {self.n} goes over {MAX_SEED}")
+        fields = self.model_dump(include=set(ImageRequest.model_fields), exclude_none=True)
+        return parse_request(fields | _sides(self.size))
+
+    def as_asked(self, error: InvalidRequest) -> InvalidRequest:
+        """`error` in the terms of this body: a wrong side is a wrong size."""
+        if error.field in ("width", "height"):
+            return InvalidRequest("size", f"{error.field} {error.message}")
+        return error
+
+    def encoding(self) -> Encoding:
+        chosen = {"format": self.output_format, "quality": self.output_compression}
+        return Encoding.model_validate({k: v for k, v in chosen.items() if v is not None})
+
+
+class ImageData(BaseModel):
+    b64_json: str
+    revised_prompt: None = None
+    seed: int
+
+
+class ImagesResponse(BaseModel):
+    """What the clients call ImagesResponse; `data[].seed` is ours."""
+
+    created: int = Field(description="Seconds since 1970.")
+    data: list[ImageData]
+    output_format: ImageFormat
+    size: str
+    background: Literal["opaque"] = "opaque"
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(default=0, description="Not known of a checkpoint.")
+    owned_by: str = "local"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.post("/images/generations", responses=ERROR_RESPONSES | _NOT_FOUND)
+async def generate(
+    body: GenerationRequest, door: OpenDoor, timeout: Timeout = None
+) -> ImagesResponse:
+    """Pictures as OpenAI's clients ask for them."""
+    _check_model(body.model, await door.rendering.profile())
+    try:
+        requests = await door.canonical(body.to_request(), body.n)
+    except InvalidRequest as error:
+        raise body.as_asked(error) from None
+    return _response(await door.render(requests, body.encoding(), timeout))
+
+
+@router.get("/models", responses=ERROR_RESPONSES)
+async def models(door: OpenDoor) -> ModelList:
+    """The one model that is served."""
+    profile = await door.rendering.profile()
+    return ModelList(data=[Model(id=profile.name)])
+
+
+@router.get("/models/{model:path}", responses=ERROR_RESPONSES | _NOT_FOUND)
+async def model(model: str, door: OpenDoor) -> Model:
+    _check_model(model, await door.rendering.profile())
+    return Model(id=model)
+
+
+def _check_model(name: str | None, profile: ModelProfile) -> None:
+    if name not in (None, profile.name):
+        raise UnknownModel(f"the model {name!r} is not served here; {profile.name!r} is")
+
+
+def _response(images: list[GeneratedImage]) -> ImagesResponse:
+    first = images[0].provenance.request
+    return ImagesResponse(
+        created=int(time.time()),
+        data=[
+            ImageData(
+                b64_json=base64.b64encode(image.data).decode(), seed=image.provenance.request.seed
+            )
+            for image in images
+        ],
+        output_format=images[0].format,
+        size=f"{first.width}x{first.height}",
+    )
+
+
+def _sides(size: str | None) -> dict[str, int]:
+    if size is None or size == "auto":
+        return {}
+    match = _SIZE.fullmatch(size)
+    if match is None:
+        raise InvalidRequest("size", 'must be "auto" or like "512x512"')
+    return {"width": int(match[1]), "height": int(match[2])}
