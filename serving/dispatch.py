@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
@@ -13,17 +15,22 @@ from serving.rendering import GeneratorLost, Overloaded
 from shared.engine import EngineCounters
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
 from shared.model_profile import ModelProfile
-from shared.request import CanonicalRequest, Encoding, GeneratedImage
+from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 
 logger = logging.getLogger(__name__)
 
 # A request may be the reason why its generators die: it gets no more of them than these.
 _MAX_TRIES = 3
+_TRYING_AGAIN = "a generator was lost, trying another one: %s"
+_ALL_LOST = f"{_MAX_TRIES} generators stopped while they rendered this"
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, EngineDead, Cancelled)
 
 
 class Dispatcher:
-    """Rendering by the replicas of the Generator deployment."""
+    """Rendering by the replicas of the Generator deployment.
+
+    The seed is in the request: whoever renders it, and however often, it is one picture.
+    """
 
     def __init__(self, generator: DeploymentHandle) -> None:
         self._generator = generator
@@ -44,35 +51,60 @@ class Dispatcher:
     async def render(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float
     ) -> GeneratedImage:
+        deadline = _now() + timeout_s
+        with self._carrying(request):
+            for _ in range(_MAX_TRIES):
+                try:
+                    # The engine keeps the deadline too, but a request may not have come that far.
+                    async with asyncio.timeout_at(deadline):
+                        image: GeneratedImage = await self._generator.generate.remote(
+                            request, encoding, deadline - _now()
+                        )
+                except _LOST as error:
+                    logger.warning(_TRYING_AGAIN, error)
+                else:
+                    return image
+            raise GeneratorLost(_ALL_LOST)
+
+    async def follow(
+        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
+        deadline = _now() + timeout_s
+        with self._carrying(request):
+            for _ in range(_MAX_TRIES):
+                events = self._generator.options(stream=True).follow.remote(
+                    request, encoding, deadline - _now(), num_previews
+                )
+                try:
+                    while True:
+                        async with asyncio.timeout_at(deadline):
+                            event: Progress | GeneratedImage = await anext(events)
+                        yield event
+                        if isinstance(event, GeneratedImage):
+                            return
+                except _LOST as error:
+                    logger.warning(_TRYING_AGAIN, error)
+                finally:
+                    events.cancel()
+            raise GeneratorLost(_ALL_LOST)
+
+    @contextmanager
+    def _carrying(self, request: CanonicalRequest) -> Iterator[None]:
+        """Count it as under way, and turn what Serve, asyncio and the engine raise into ours."""
         try:
             with self._load.carrying(request.pixel_steps):
-                # The engine keeps the deadline too, but a request may not have come that far.
-                async with asyncio.timeout(timeout_s):
-                    return await self._try_generators(request, encoding, timeout_s)
+                yield
         except TimeoutError:
             raise DeadlineExceeded("it was not finished in the time that it had") from None
-        except QueueFull:
+        except (BackPressureError, QueueFull):
             raise Overloaded(self._load.seconds_to_clear()) from None
-
-    async def _try_generators(
-        self, request: CanonicalRequest, encoding: Encoding, timeout_s: float
-    ) -> GeneratedImage:
-        """The seed is in the request: whoever renders it, and however often, it is one picture."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + timeout_s
-        for _ in range(_MAX_TRIES):
-            try:
-                image: GeneratedImage = await self._answer(
-                    self._generator.generate.remote(request, encoding, deadline - clock())
-                )
-            except _LOST as error:
-                logger.warning("a generator was lost, trying another one: %s", error)
-            else:
-                return image
-        raise GeneratorLost(f"{_MAX_TRIES} generators stopped while they rendered this")
 
     async def _answer(self, response: DeploymentResponse) -> Any:
         try:
             return await response
-        except BackPressureError:  # Serve's own no, as the engine says it
+        except BackPressureError:
             raise Overloaded(self._load.seconds_to_clear()) from None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

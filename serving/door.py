@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -13,7 +13,14 @@ from serving.auth import TokenAuth
 from serving.rendering import Overloaded, Rendering
 from shared.config import Settings
 from shared.errors import DeadlineExceeded
-from shared.request import MAX_SEED, CanonicalRequest, Encoding, GeneratedImage, ImageRequest
+from shared.request import (
+    MAX_SEED,
+    CanonicalRequest,
+    Encoding,
+    GeneratedImage,
+    ImageRequest,
+    Progress,
+)
 
 # Until a picture asks for its place again.
 _LONGEST_PAUSE_S = 1.0
@@ -47,14 +54,29 @@ class Door:
         self, requests: Sequence[CanonicalRequest], encoding: Encoding, timeout_s: float | None
     ) -> list[GeneratedImage]:
         """All of `requests` at once; where one fails, the others are given up."""
-        timeout_s = min(timeout_s or self.max_timeout_s, self.max_timeout_s)
-        call = _Call(self.rendering, encoding, asyncio.get_running_loop().time() + timeout_s)
+        deadline = asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
+        call = _Call(self.rendering, encoding, deadline)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(call.render(each)) for each in requests]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def follow(
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        timeout_s: float | None,
+        num_previews: int,
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
+        """One picture, and how far it is on the way."""
+        return self.rendering.follow(
+            request, encoding, timeout_s=self._timeout_s(timeout_s), num_previews=num_previews
+        )
+
+    def _timeout_s(self, asked: float | None) -> float:
+        return min(asked or self.max_timeout_s, self.max_timeout_s)
 
 
 class _Call:

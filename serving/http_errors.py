@@ -1,6 +1,7 @@
 """Exceptions to HTTP answers: one envelope, one table. Its shape is OpenAI's."""
 
 import math
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -47,6 +48,12 @@ class UnknownModel(Exception):
 def install_error_handlers(app: FastAPI) -> None:
     for error_type, handler in _HANDLERS.items():
         app.add_exception_handler(error_type, handler)
+
+
+def answer_to(request: Request, error: Exception) -> JSONResponse:
+    """What a request is answered that ends by `error`."""
+    kind = next(each for each in type(error).__mro__ if each in _HANDLERS)
+    return _HANDLERS[kind](request, error)
 
 
 def _answer(
@@ -109,7 +116,7 @@ def _http(_: Request, error: Exception) -> JSONResponse:
     return _answer(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 
 
-_HANDLERS = {
+_HANDLERS: dict[type, Callable[[Request, Exception], JSONResponse]] = {
     InvalidRequest: _invalid_request,
     RequestValidationError: _invalid_form,
     Unauthorized: _unauthorized,

@@ -1,11 +1,15 @@
 """`/imagine`: the original template's route, and the whole request as JSON."""
 
-from typing import Annotated
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
+from serving import sse
 from serving.door import Door, OpenDoor, Timeout
 from serving.http_errors import ERROR_RESPONSES
 from shared.errors import InvalidRequest
@@ -14,6 +18,7 @@ from shared.request import (
     GeneratedImage,
     ImageRequest,
     PictureFields,
+    Progress,
     Side,
     parse_request,
 )
@@ -50,6 +55,10 @@ class PngResponse(Response):
     media_type = "image/png"
 
 
+class EventStream(Response):
+    media_type = "text/event-stream"
+
+
 @router.get("/imagine", response_class=PngResponse, responses=ERROR_RESPONSES)
 async def imagine_by_query(
     query: Annotated[ImagineQuery, Query()], door: OpenDoor, timeout: Timeout = None
@@ -65,6 +74,64 @@ async def imagine_by_query(
 async def imagine(request: ImageRequest, door: OpenDoor, timeout: Timeout = None) -> Response:
     """A picture of the whole request as JSON."""
     return await _imagine(request, door, timeout)
+
+
+@router.get("/imagine/events", response_class=EventStream, responses=ERROR_RESPONSES)
+async def follow_by_query(
+    http: Request,
+    query: Annotated[ImagineQuery, Query()],
+    door: OpenDoor,
+    timeout: Timeout = None,
+) -> Response:
+    """As `GET /imagine`, live: `progress` events with previews, then one `image` or `error`."""
+    try:
+        return await _follow(http, query.to_request(), door, timeout)
+    except InvalidRequest as error:
+        raise query.as_asked(error) from None
+
+
+@router.post("/imagine/events", response_class=EventStream, responses=ERROR_RESPONSES)
+async def follow(
+    http: Request, request: ImageRequest, door: OpenDoor, timeout: Timeout = None
+) -> Response:
+    """As `POST /imagine`, live: `progress` events with previews, then one `image` or `error`."""
+    return await _follow(http, request, door, timeout)
+
+
+async def _follow(
+    http: Request, request: ImageRequest, door: Door, timeout: float | None
+) -> Response:
+    (canonical,) = await door.canonical(request)
+    # Each step is shown.
+    events = door.follow(canonical, Encoding(), timeout, canonical.num_inference_steps)
+    return await sse.stream(http, _as_events(events))
+
+
+async def _as_events(
+    events: AsyncGenerator[Progress | GeneratedImage],
+) -> AsyncGenerator[bytes]:
+    async with aclosing(events):
+        async for each in events:
+            if isinstance(each, GeneratedImage):
+                yield sse.event("image", _image_event(each))
+            else:
+                preview = _data_url(each.preview, "image/png") if each.preview else None
+                yield sse.event("progress", each.model_dump() | {"preview": preview})
+
+
+def _image_event(image: GeneratedImage) -> dict[str, Any]:
+    provenance = image.provenance
+    return {
+        "image": _data_url(image.data, image.media_type),
+        "image_id": provenance.request.image_id(provenance.model_fingerprint),
+        "request": provenance.request.model_dump(),
+        "model": provenance.model,
+        "timings": image.timings.model_dump(),
+    }
+
+
+def _data_url(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 async def _imagine(request: ImageRequest, door: Door, timeout: float | None) -> Response:

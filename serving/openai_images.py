@@ -3,26 +3,35 @@
 https://platform.openai.com/docs/api-reference/images
 """
 
+import asyncio
 import base64
+import io
 import re
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from PIL import Image
 from pydantic import BaseModel, Field
 
+from serving import sse
 from serving.door import OpenDoor, Timeout
 from serving.http_errors import ERROR_RESPONSES, ErrorBody, UnknownModel
 from shared.errors import InvalidRequest
 from shared.model_profile import ModelProfile
 from shared.request import (
     MAX_SEED,
+    CanonicalRequest,
     Encoding,
     GeneratedImage,
     ImageFormat,
     ImageRequest,
     Lora,
     PictureFields,
+    Progress,
     parse_request,
 )
 
@@ -47,6 +56,10 @@ class GenerationRequest(PictureFields):
     output_compression: int | None = Field(
         default=None, ge=0, le=100, description="The quality of JPEG and WebP."
     )
+    stream: bool | None = None
+    partial_images: int | None = Field(
+        default=None, ge=0, le=3, description="Previews on the way, where it is a stream."
+    )
     background: Literal["opaque", "auto"] | None = None
     quality: _Ignored = None
     moderation: _Ignored = None
@@ -57,6 +70,8 @@ class GenerationRequest(PictureFields):
 
     def to_request(self) -> ImageRequest:
         """The first picture's; the others have its seed plus 1, 2, ..."""
+        if self.stream and self.n > 1:
+            raise InvalidRequest("n", "must be 1 in a stream")
         if self.seed is not None and self.seed + self.n - 1 > MAX_SEED:
             raise InvalidRequest("seed", f"with n of {self.n} goes over {MAX_SEED}")
         fields = self.model_dump(include=set(ImageRequest.model_fields), exclude_none=True)
@@ -101,16 +116,21 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@router.post("/images/generations", responses=ERROR_RESPONSES | _NOT_FOUND)
+@router.post(
+    "/images/generations", response_model=ImagesResponse, responses=ERROR_RESPONSES | _NOT_FOUND
+)
 async def generate(
-    body: GenerationRequest, door: OpenDoor, timeout: Timeout = None
-) -> ImagesResponse:
+    http: Request, body: GenerationRequest, door: OpenDoor, timeout: Timeout = None
+) -> ImagesResponse | StreamingResponse:
     """Pictures as OpenAI's clients ask for them."""
     _check_model(body.model, await door.rendering.profile())
     try:
         requests = await door.canonical(body.to_request(), body.n)
     except InvalidRequest as error:
         raise body.as_asked(error) from None
+    if body.stream:
+        events = door.follow(requests[0], body.encoding(), timeout, body.partial_images or 0)
+        return await sse.stream(http, _as_events(events, requests[0], body.encoding()))
     return _response(await door.render(requests, body.encoding(), timeout))
 
 
@@ -145,6 +165,49 @@ def _response(images: list[GeneratedImage]) -> ImagesResponse:
         output_format=images[0].format,
         size=f"{first.width}x{first.height}",
     )
+
+
+async def _as_events(
+    events: AsyncGenerator[Progress | GeneratedImage], request: CanonicalRequest, encoding: Encoding
+) -> AsyncGenerator[bytes]:
+    """As OpenAI's. It takes any other event for a partial picture: other steps are comments."""
+    num_partial = 0
+
+    def picture(kind: str, data: bytes, **more: Any) -> bytes:
+        name = f"image_generation.{kind}"
+        return sse.event(
+            name,
+            {
+                "type": name,
+                "b64_json": base64.b64encode(data).decode(),
+                "created_at": int(time.time()),
+                "size": f"{request.width}x{request.height}",
+                "quality": "auto",
+                "background": "opaque",
+                "output_format": encoding.format,
+                **more,
+            },
+        )
+
+    async with aclosing(events):
+        async for each in events:
+            if isinstance(each, GeneratedImage):
+                yield picture("completed", each.data, seed=request.seed)
+            elif each.preview is None:
+                yield sse.PING
+            else:
+                data = await asyncio.to_thread(_enlarged, each.preview, request, encoding)
+                yield picture("partial_image", data, partial_image_index=num_partial)
+                num_partial += 1
+
+
+def _enlarged(preview: bytes, request: CanonicalRequest, encoding: Encoding) -> bytes:
+    """A preview at the picture's own size and in its format."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(preview)) as image:
+        full = image.resize((request.width, request.height), Image.Resampling.BICUBIC)
+    full.save(buffer, format=encoding.format, quality=encoding.quality)
+    return buffer.getvalue()
 
 
 def _sides(size: str | None) -> dict[str, int]:

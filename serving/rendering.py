@@ -1,11 +1,12 @@
 """What the routes need of whoever renders. Without Ray, so that they can run without it."""
 
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from shared.engine import EngineCounters
 from shared.errors import QueueFull
 from shared.model_profile import ModelProfile
-from shared.request import CanonicalRequest, Encoding, GeneratedImage
+from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 
 
 class Overloaded(QueueFull):
@@ -36,3 +37,8 @@ class Rendering(Protocol):
 
         Raises Overloaded, DeadlineExceeded after `timeout_s`, GeneratorLost or RenderFailed.
         """
+
+    def follow(
+        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
+        """As `render`, and how far it is on the way. It may start again, at a lower step."""

@@ -1,21 +1,28 @@
 """The one way from an ImageRequest to a GeneratedImage, whichever door it came through."""
 
 import asyncio
+import contextlib
+import io
 import time
-from typing import Self
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Ticket
+from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Step, Ticket
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, RenderFailed
 from shared.image_codec import encode
+from shared.latent_preview import LatentPreview
 from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
 from shared.model_profile import ModelProfile
 from shared.pipeline import load_pipeline
-from shared.request import CanonicalRequest, Encoding, GeneratedImage, Provenance, Timings
+from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress, Provenance, Timings
+
+# How often a request that waits hears of its place.
+_NEWS_EVERY_S = 1.0
 
 
 class Renderer:
@@ -24,7 +31,9 @@ class Renderer:
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         """Load the checkpoint; raises ModelUnavailable with the reason if that cannot be."""
         self.profile: ModelProfile = describe_model(model)
-        self._schedulers = load_noise_schedulers(resolve_folder(model))
+        folder = resolve_folder(model)
+        self._schedulers = load_noise_schedulers(folder)
+        self._preview = LatentPreview.load(folder)
         pipeline: DiffusionPipeline = load_pipeline(model)
         self._dtype = str(pipeline.dtype).removeprefix("torch.")
         self._engine = DenoiseEngine(pipeline, engine)
@@ -43,7 +52,45 @@ class Renderer:
         Raises QueueFull, DeadlineExceeded after `timeout_s`, Cancelled, EngineDead, or RenderFailed
         with what the pipeline said.
         """
-        ticket = self._submit(request, timeout_s)
+        return await self._finish(self._submit(request, timeout_s), request, encoding)
+
+    async def follow(
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding = Encoding(),  # noqa: B008 - frozen
+        *,
+        timeout_s: float | None = None,
+        num_previews: int = 0,
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
+        """As `render`, telling each step on the way, and every second that it still waits.
+
+        Up to `num_previews` of the steps come with a preview, if the model has a map for them.
+        """
+        steps = _Steps()
+        ticket = self._submit(request, timeout_s, steps.put)
+        picture = asyncio.create_task(self._finish(ticket, request, encoding))
+        picture.add_done_callback(steps.end)
+        index, num_steps = 0, request.num_inference_steps
+        try:
+            while not picture.done():
+                preview = None
+                step = await steps.next()
+                if step is not None:
+                    index, num_steps = step.index, step.num_steps
+                    if index in _preview_steps(num_steps, num_previews):
+                        preview = await asyncio.to_thread(self._draw_preview, step)
+                num_ahead = self._engine.num_ahead(ticket)
+                yield Progress(
+                    num_ahead=num_ahead, step=index, num_steps=num_steps, preview=preview
+                )
+            yield picture.result()
+        finally:
+            picture.cancel()
+            await asyncio.wait([picture])
+
+    async def _finish(
+        self, ticket: Ticket, request: CanonicalRequest, encoding: Encoding
+    ) -> GeneratedImage:
         try:
             output = await ticket
         except (Cancelled, DeadlineExceeded, EngineDead):
@@ -88,9 +135,15 @@ class Renderer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, request: CanonicalRequest, timeout_s: float | None = None) -> Ticket:
+    def _submit(
+        self,
+        request: CanonicalRequest,
+        timeout_s: float | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Ticket:
         return self._engine.submit(
             timeout_s=timeout_s,
+            on_step=on_step,
             scheduler=self._schedulers[request.scheduler],
             adapters=request.lora,
             prompt=request.prompt,
@@ -103,6 +156,13 @@ class Renderer:
             # On the CPU whatever the device, so that a seed means the same noise everywhere.
             generator=torch.Generator("cpu").manual_seed(request.seed),
         )
+
+    def _draw_preview(self, step: Step) -> bytes | None:
+        if self._preview is None:
+            return None
+        buffer = io.BytesIO()
+        self._preview.picture(step.denoised[0]).save(buffer, format="png")
+        return buffer.getvalue()
 
     def _encode(
         self,
@@ -131,3 +191,29 @@ class Renderer:
                 num_shared_forwards=stats.num_shared_forwards,
             ),
         )
+
+
+class _Steps:
+    """The engine's steps, handed from its thread to an event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Step | None] = asyncio.Queue()
+
+    def put(self, step: Step) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, step)
+
+    def end(self, _: Any) -> None:
+        self._queue.put_nowait(None)
+
+    async def next(self) -> Step | None:
+        """None where none was made for a while, and after the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_NEWS_EVERY_S):
+                return await self._queue.get()
+        return None
+
+
+def _preview_steps(num_steps: int, num_previews: int) -> set[int]:
+    """So many steps, as evenly spread as can be; the last shows the picture itself."""
+    return {round(i * num_steps / (num_previews + 1)) for i in range(1, num_previews + 1)}

@@ -124,6 +124,20 @@ class Encoding(BaseModel):
     quality: int = Field(default=90, ge=0, le=100)
 
 
+class Progress(BaseModel):
+    """How far a picture is: `num_ahead` requests are let in before it, then it makes its steps.
+
+    `preview` is what it looks like now, a small PNG.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    num_ahead: int
+    step: int
+    num_steps: int
+    preview: bytes | None = None
+
+
 class GeneratedImage(BaseModel):
     """An encoded picture, ready to send or store."""
 

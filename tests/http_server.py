@@ -1,9 +1,13 @@
 """The HTTP application on a real socket, with an engine in this process instead of a cluster."""
 
+import base64
+import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
 
+import requests
 import uvicorn
 
 from serving.door import HttpConfig
@@ -11,10 +15,10 @@ from serving.http_app import build_http_app
 from serving.load import Load
 from serving.rendering import Overloaded, Rendering
 from shared.engine import EngineCounters
-from shared.errors import QueueFull
+from shared.errors import QueueFull, RenderFailed
 from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
-from shared.request import CanonicalRequest, Encoding, GeneratedImage
+from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 from tests.conftest import free_port
 
 
@@ -40,6 +44,30 @@ class InProcess:
         except QueueFull:
             raise Overloaded(self._load.seconds_to_clear()) from None
 
+    async def follow(
+        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
+        try:
+            with self._load.carrying(request.pixel_steps):
+                events = self.renderer.follow(
+                    request, encoding, timeout_s=timeout_s, num_previews=num_previews
+                )
+                async with aclosing(events):
+                    async for event in events:
+                        yield event
+        except QueueFull:
+            raise Overloaded(self._load.seconds_to_clear()) from None
+
+
+class Breaking(InProcess):
+    """Whoever follows it sees it fail after two events."""
+
+    async def follow(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Progress | GeneratedImage]:
+        async with aclosing(super().follow(*args, **kwargs)) as events:
+            for _ in range(2):
+                yield await anext(events)
+            raise RenderFailed("broken on purpose")
+
 
 @contextmanager
 def http_server(rendering: Rendering, config: HttpConfig | None = None) -> Iterator[str]:
@@ -56,3 +84,20 @@ def http_server(rendering: Rendering, config: HttpConfig | None = None) -> Itera
     finally:
         server.should_exit = True
         thread.join()
+
+
+def read_events(response: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and data of each server-sent event, as it comes."""
+    assert response.status_code == 200, response.text
+    name = ""
+    for line in response.iter_lines(decode_unicode=True):
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            yield name, json.loads(value)
+
+
+def picture(data_url: str) -> bytes:
+    """The file in a data URL."""
+    return base64.b64decode(data_url.partition("base64,")[2])

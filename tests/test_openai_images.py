@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, get_args
 
+import numpy as np
 import openai
 import pytest
 import requests
@@ -19,7 +20,7 @@ from shared.config import EngineConfig, ModelConfig, RequestLimits
 from shared.image_codec import read_provenance
 from shared.renderer import Renderer
 from shared.request import MAX_SEED, ImageFormat
-from tests.http_server import InProcess, http_server
+from tests.http_server import Breaking, InProcess, http_server
 
 SMALL: dict[str, Any] = {"size": "64x64", "extra_body": {"num_inference_steps": 4}}
 
@@ -183,3 +184,44 @@ def test_overload_is_a_429_that_says_when_and_clients_come_back(client: OpenAI) 
         assert caught.value.code == "queue_full"
         assert int(caught.value.response.headers["Retry-After"]) >= 1
         assert [len(call.result().data) for call in calls] == [10, 10, 10]
+
+
+def test_a_stream_shows_the_picture_before_it_is_finished(client: OpenAI) -> None:
+    arguments = {"size": "256x256", "extra_body": {"num_inference_steps": 12, "seed": 3}}
+    *partial, completed = generate(
+        client, stream=True, partial_images=3, output_format="jpeg", **arguments
+    )
+    assert [each.type for each in partial] == ["image_generation.partial_image"] * 3
+    assert [each.partial_image_index for each in partial] == [0, 1, 2]
+    assert completed.type == "image_generation.completed"
+    whole = generate(client, output_format="jpeg", **arguments)
+    assert completed.b64_json == whole.data[0].b64_json
+    final = pixels(completed.b64_json)
+    errors = [np.abs(pixels(each.b64_json) - final).mean() for each in partial]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 25
+
+
+def test_a_stream_without_previews_is_the_picture_alone(client: OpenAI) -> None:
+    (completed,) = generate(client, stream=True)
+    assert completed.type == "image_generation.completed"
+
+
+def test_a_stream_that_cannot_begin_is_an_ordinary_error(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        generate(client, stream=True, n=2)
+    assert caught.value.param == "n"
+
+
+def test_a_stream_that_breaks_ends_in_an_error(renderer: Renderer) -> None:
+    with http_server(Breaking(renderer)) as host:
+        stream = generate(OpenAI(base_url=f"{host}/v1", api_key="any"), stream=True)
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+    assert caught.value.code == "render_failed"
+
+
+def pixels(b64_json: str) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(b64_json))) as image:
+        assert image.size == (256, 256)
+        return np.asarray(image.convert("RGB"), dtype=float)

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from ray import serve
+from ray.util.state import list_actors
 
 from serving.app import ServiceArgs, build_app
 from serving.auth import token_hash
@@ -29,6 +32,7 @@ from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
 from shared.request import ImageRequest, parse_request
 from tests.conftest import BIN, REPO, Cluster, free_port
+from tests.http_server import picture, read_events
 from tests.rendering import ONE_OF_255, stock
 
 pytestmark = pytest.mark.cluster
@@ -214,13 +218,35 @@ def test_a_client_that_leaves_frees_its_place(host: str) -> None:
         requests.post(
             f"{host}/imagine", json={"prompt": "a", "num_inference_steps": 150}, timeout=1
         )
-    for _ in range(50):
-        stats = requests.get(f"{host}/stats", timeout=10).json()
-        if stats["num_cancelled"]:
-            break
-        time.sleep(0.1)
-    assert stats["num_cancelled"] == 1
-    assert stats["num_in_flight"] == 0
+    _wait_for_cancelled(host, 1)
+
+
+def test_a_request_survives_the_generator_that_rendered_it(host: str) -> None:
+    request = {"prompt": "a", "seed": 9, "num_inference_steps": 60}
+    expected = requests.post(f"{host}/imagine", json=request, timeout=120)
+    stream = requests.post(f"{host}/imagine/events", json=request, timeout=240, stream=True)
+    events = read_events(stream)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [
+            threads.submit(requests.post, f"{host}/imagine", json=request, timeout=240)
+            for _ in range(2)
+        ]
+        while requests.get(f"{host}/stats", timeout=10).json()["num_in_flight"] < 3:
+            assert not any(call.done() for call in calls), "too short to be killed meanwhile"
+        os.kill(_generator_pid("open"), signal.SIGKILL)
+        answers = [call.result() for call in calls]
+    assert [answer.status_code for answer in answers] == [200] * 2
+    assert {answer.content for answer in answers} == {expected.content}
+    *_, (name, data) = events
+    assert (name, picture(data["image"])) == ("image", expected.content)
+
+
+def test_a_listener_that_leaves_frees_its_place(host: str) -> None:
+    before = requests.get(f"{host}/stats", timeout=10).json()["num_cancelled"]
+    request = {"prompt": "a", "num_inference_steps": 150}
+    with requests.post(f"{host}/imagine/events", json=request, timeout=60, stream=True) as stream:
+        next(read_events(stream))
+    _wait_for_cancelled(host, before + 1)
 
 
 def test_the_page_the_docs_and_the_health_check_answer(host: str) -> None:
@@ -252,6 +278,27 @@ def _pipeline_kwargs(request: dict[str, Any]) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(request.pop("seed"))
     request.pop("scheduler")
     return request | {"generator": generator, "output_type": "np"}
+
+
+def _wait_for_cancelled(host: str, number: int) -> None:
+    for _ in range(50):
+        stats = requests.get(f"{host}/stats", timeout=10).json()
+        if stats["num_cancelled"] == number:
+            break
+        time.sleep(0.1)
+    assert stats["num_cancelled"] == number
+    assert stats["num_in_flight"] == 0
+
+
+def _generator_pid(application: str) -> int:
+    (replica,) = list_actors(
+        filters=[
+            ("class_name", "=", f"ServeReplica:{application}:Generator"),
+            ("state", "=", "ALIVE"),
+        ]
+    )
+    pid: int = replica.pid
+    return pid
 
 
 def _num_shared(stats: dict[str, Any]) -> int:

@@ -229,6 +229,12 @@ class DenoiseEngine:
                 forwards_by_requests=dict(sorted(totals.requests_per_forward.items())),
             )
 
+    def num_ahead(self, ticket: Ticket) -> int:
+        """How many requests are let in before this one; 0 once it runs, or has ended."""
+        with self._changed:
+            tickets = [request.ticket for request in self._waiting]
+            return tickets.index(ticket) if ticket in tickets else 0
+
     def check_alive(self) -> None:
         """Raise EngineDead unless the engine takes requests."""
         with self._changed:

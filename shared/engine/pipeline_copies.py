@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers import DiffusionPipeline, SchedulerMixin
+from torch import Tensor
 
 from shared.engine.tickets import Step
 
@@ -57,7 +58,18 @@ def _follow_steps(pipeline: DiffusionPipeline, on_step: Callable[[Step], None]) 
         output = own(*args, **kwargs)
         index += 1
         num_steps = getattr(pipeline, "_num_timesteps", len(noise_scheduler.timesteps))
-        on_step(Step(index, num_steps, output[0]))
+        on_step(Step(index, num_steps, output[0], _denoised(noise_scheduler, output)))
         return output
 
     noise_scheduler.step = step
+
+
+def _denoised(noise_scheduler: SchedulerMixin, output: Any) -> Tensor:
+    """The estimate of the finished latents: given with the step, or kept by multistep solvers."""
+    if len(output) > 1 and isinstance(output[1], Tensor):
+        return output[1]
+    config = noise_scheduler.config
+    keeps_estimates = config.get("predict_x0") or str(config.get("algorithm_type")).endswith("++")
+    estimates = getattr(noise_scheduler, "model_outputs", None) if keeps_estimates else None
+    denoised: Tensor = estimates[-1] if estimates else output[0]
+    return denoised

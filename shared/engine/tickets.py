@@ -24,12 +24,14 @@ class Step:
     """A denoising step that is done: `index` from 1 to `num_steps`, and its latents.
 
     `latents` are the pipeline's own, as its noise scheduler gave them: (pictures, channels, height,
-    width), or packed into (pictures, tokens, channels). They are not to be changed.
+    width), or packed into (pictures, tokens, channels). `denoised` is what the noise scheduler
+    thinks they will be in the end; where it does not say, `latents`. They are not to be changed.
     """
 
     index: int
     num_steps: int
     latents: Tensor
+    denoised: Tensor
 
 
 @dataclass(frozen=True)
