@@ -72,9 +72,11 @@ class Renderer:
         picture.add_done_callback(steps.end)
         index, num_steps = 0, request.num_inference_steps
         try:
-            while not picture.done():
+            while True:
                 preview = None
                 step = await steps.next()
+                if picture.done():
+                    break
                 if step is not None:
                     index, num_steps = step.index, step.num_steps
                     if index in _preview_steps(num_steps, num_previews):
