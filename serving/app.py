@@ -10,19 +10,17 @@ import ray
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ray.serve import Application
 
-from serving.auth import token_hash
+from serving.auth import token_hash, tokens_from_environment
 from serving.door import HttpConfig
 from serving.generator import Generator
 from serving.ingress import Ingress
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_memory import KEEP_FREED_MEMORY
 
-TOKEN_VARIABLE = "API_TOKEN"
-
 
 def _http_from_environment() -> HttpConfig:
-    token = os.environ.get(TOKEN_VARIABLE)
-    return HttpConfig(token_hashes=(token_hash(token),) if token else ())
+    tokens = tokens_from_environment(os.environ)
+    return HttpConfig(token_hashes=tuple(token_hash(token) for token in tokens))
 
 
 class ServiceArgs(Settings):
@@ -31,7 +29,7 @@ class ServiceArgs(Settings):
     `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
     CPU of a node, since that is the number of threads that torch gets. `max_queued_requests` may
     wait in an ingress for a generator with room; the queue proper is the engine's (`max_queued`).
-    `token_hashes` are by default that of the environment variable API_TOKEN, where it is set.
+    `http.token_hashes` are by default those of the tokens in API_TOKEN and API_TOKEN_FILE.
     """
 
     model: ModelConfig = ModelConfig()

@@ -2,7 +2,8 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 class Unauthorized(Exception):
@@ -12,6 +13,21 @@ class Unauthorized(Exception):
 def token_hash(token: str) -> str:
     """SHA-256 hex digest of a token, as the service's `token_hashes` takes it."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def tokens_from_environment(environment: Mapping[str, str]) -> list[str]:
+    """The words of API_TOKEN, and those of the file that API_TOKEN_FILE names; often none.
+
+    Raises OSError where the file cannot be read and ValueError where it is empty: no service shall
+    be open by mistake.
+    """
+    tokens = environment.get("API_TOKEN", "").split()
+    if file := environment.get("API_TOKEN_FILE"):
+        from_file = Path(file).read_text().split()
+        if not from_file:
+            raise ValueError(f"API_TOKEN_FILE: there is no token in {file}")
+        tokens += from_file
+    return tokens
 
 
 class TokenAuth:

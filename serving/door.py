@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from serving.auth import TokenAuth
 from serving.rendering import Overloaded, Rendering
@@ -29,11 +29,13 @@ _LONGEST_PAUSE_S = 1.0
 class HttpConfig(Settings):
     """`token_hashes` are SHA-256 hex digests of the bearer tokens that may call (none: everyone).
 
-    A request may take `timeout_s` seconds, or less if its caller says so.
+    A request may take `timeout_s` seconds, or less if its caller says so, and have a body of
+    `max_body_bytes`.
     """
 
     token_hashes: tuple[str, ...] = ()
     timeout_s: PositiveFloat = 600
+    max_body_bytes: PositiveInt = 20 * 2**20
 
 
 class Door:

@@ -1,5 +1,8 @@
 """The HTTP application: the routes, on anything that renders."""
 
+import base64
+import hashlib
+import re
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -7,6 +10,7 @@ from fastapi.responses import HTMLResponse
 
 from serving import imagine, openai_images
 from serving.door import Door, HttpConfig, OpenDoor
+from serving.edge import Edge
 from serving.http_errors import ERROR_RESPONSES, install_error_handlers
 from serving.rendering import Rendering
 from shared.engine import EngineCounters
@@ -21,6 +25,7 @@ def build_http_app(rendering: Rendering, config: HttpConfig) -> FastAPI:
         "Errors name the field to mend.",
     )
     app.state.door = Door(rendering, config)
+    app.add_middleware(Edge, max_body_bytes=config.max_body_bytes, is_open=not config.token_hashes)
     install_error_handlers(app)
     app.include_router(imagine.router)
     app.include_router(openai_images.router)
@@ -40,5 +45,20 @@ async def _healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _page() -> str:
-    return _PAGE
+async def _page() -> HTMLResponse:
+    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _PAGE_POLICY})
+
+
+def _hash(element: str) -> str:
+    """Of the page's only element of this name, as a policy names it."""
+    (content,) = re.findall(rf"<{element}[^>]*>(.*?)</{element}>", _PAGE, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+# The page runs its own script and no other, and talks to nobody but this service.
+_PAGE_POLICY = (
+    f"default-src 'none'; script-src {_hash('script')}; style-src {_hash('style')}; "
+    "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)

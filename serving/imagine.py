@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from serving import sse
@@ -14,6 +14,7 @@ from serving.door import Door, OpenDoor, Timeout
 from serving.http_errors import ERROR_RESPONSES
 from shared.errors import InvalidRequest
 from shared.request import (
+    CanonicalRequest,
     Encoding,
     GeneratedImage,
     ImageRequest,
@@ -61,19 +62,29 @@ class EventStream(Response):
 
 @router.get("/imagine", response_class=PngResponse, responses=ERROR_RESPONSES)
 async def imagine_by_query(
-    query: Annotated[ImagineQuery, Query()], door: OpenDoor, timeout: Timeout = None
+    query: Annotated[ImagineQuery, Query()],
+    door: OpenDoor,
+    timeout: Timeout = None,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """A picture of `prompt`; `img_size` is its side in pixels."""
+    """A picture of `prompt`; `img_size` is its side in pixels. With a seed it can be cached."""
     try:
-        return await _imagine(query.to_request(), door, timeout)
+        (request,) = await door.canonical(query.to_request())
     except InvalidRequest as error:
         raise query.as_asked(error) from None
+    caching = {"Cache-Control": "no-store"}
+    if query.seed is not None:
+        caching = await _caching(request, door)
+        if caching["ETag"] in (if_none_match or "").replace(" ", "").split(","):
+            return Response(status_code=304, headers=caching)
+    return await _imagine(request, door, timeout, caching)
 
 
 @router.post("/imagine", response_class=PngResponse, responses=ERROR_RESPONSES)
 async def imagine(request: ImageRequest, door: OpenDoor, timeout: Timeout = None) -> Response:
     """A picture of the whole request as JSON."""
-    return await _imagine(request, door, timeout)
+    (canonical,) = await door.canonical(request)
+    return await _imagine(canonical, door, timeout, {})
 
 
 @router.get("/imagine/events", response_class=EventStream, responses=ERROR_RESPONSES)
@@ -134,9 +145,22 @@ def _data_url(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-async def _imagine(request: ImageRequest, door: Door, timeout: float | None) -> Response:
-    (image,) = await door.render(await door.canonical(request), Encoding(), timeout)
-    return PngResponse(image.data, headers=_headers(image))
+async def _imagine(
+    request: CanonicalRequest, door: Door, timeout: float | None, headers: dict[str, str]
+) -> Response:
+    (image,) = await door.render([request], Encoding(), timeout)
+    return PngResponse(image.data, headers=_headers(image) | headers)
+
+
+async def _caching(request: CanonicalRequest, door: Door) -> dict[str, str]:
+    """A request with its seed is a pure function of the weights: ask again, render never.
+
+    The tag is weak: another kind of processor may round a pixel otherwise. It has to be asked for
+    each time, since the same address gives another picture once another model is served.
+    """
+    profile = await door.rendering.profile()
+    image_id = request.image_id(profile.fingerprint_for(request))
+    return {"ETag": f'W/"{image_id}"', "Cache-Control": "private, no-cache"}
 
 
 def _headers(image: GeneratedImage) -> dict[str, str]:

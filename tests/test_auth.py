@@ -1,9 +1,10 @@
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from serving.app import ServiceArgs
-from serving.auth import TokenAuth, Unauthorized, token_hash
+from serving.auth import TokenAuth, Unauthorized, token_hash, tokens_from_environment
 
 
 def test_without_tokens_everyone_may_call() -> None:
@@ -24,3 +25,16 @@ def test_the_environments_token_is_kept_as_its_hash(monkeypatch: pytest.MonkeyPa
     assert ServiceArgs().http.token_hashes == ()
     monkeypatch.setenv("API_TOKEN", "secret")
     assert ServiceArgs().http.token_hashes == (hashlib.sha256(b"secret").hexdigest(),)
+
+
+def test_several_tokens_come_from_the_environment_and_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    environment = {"API_TOKEN": "one two", "API_TOKEN_FILE": str(file)}
+    with pytest.raises(OSError, match="tokens"):
+        tokens_from_environment(environment)
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="no token in"):
+        tokens_from_environment(environment)
+    file.write_text("three\nfour\n")
+    assert tokens_from_environment(environment) == ["one", "two", "three", "four"]
+    assert tokens_from_environment({}) == []
