@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from serving.auth import Unauthorized
 from serving.rendering import GeneratorLost, Overloaded
-from shared.errors import DeadlineExceeded, InvalidRequest, RenderFailed
+from shared.errors import DeadlineExceeded, ImageBlocked, InvalidRequest, RenderFailed
 from shared.request import first_problem
 
 
@@ -62,9 +62,10 @@ def _answer(
     message: str,
     *,
     param: str | None = None,
+    kind: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = kind or ("invalid_request_error" if status < 500 else "server_error")
     detail = ErrorDetail(message=message, type=kind, param=param, code=code)
     return JSONResponse(ErrorBody(error=detail).model_dump(), status, headers)
 
@@ -98,6 +99,10 @@ def _unknown_model(_: Request, error: Exception) -> JSONResponse:
     return _answer(404, "model_not_found", str(error), param="model")
 
 
+def _blocked(_: Request, error: Exception) -> JSONResponse:
+    return _answer(400, "moderation_blocked", str(error), kind="image_generation_user_error")
+
+
 def _render_failed(_: Request, error: Exception) -> JSONResponse:
     return _answer(500, "render_failed", str(error), headers=_NO_RETRY)
 
@@ -123,6 +128,7 @@ _HANDLERS: dict[type, Callable[[Request, Exception], JSONResponse]] = {
     Overloaded: _overloaded,
     DeadlineExceeded: _too_late,
     UnknownModel: _unknown_model,
+    ImageBlocked: _blocked,
     RenderFailed: _render_failed,
     GeneratorLost: _lost,
     HTTPException: _http,

@@ -137,6 +137,7 @@ def _image_event(image: GeneratedImage) -> dict[str, Any]:
         "image_id": provenance.request.image_id(provenance.model_fingerprint),
         "request": provenance.request.model_dump(),
         "model": provenance.model,
+        "tokens_cut": image.tokens_cut,
         "timings": image.timings.model_dump(),
     }
 
@@ -170,7 +171,8 @@ def _headers(image: GeneratedImage) -> dict[str, str]:
         "render": timings.render_s,
         "encode": timings.encode_s,
     }
-    return {
+    cut = ", ".join(f"{name}={number}" for name, number in image.tokens_cut.items())
+    return ({"X-Tokens-Cut": cut} if cut else {}) | {
         "X-Image-Id": provenance.request.image_id(provenance.model_fingerprint),
         "X-Seed": str(provenance.request.seed),
         "X-Model": quote(provenance.model),  # a folder may have any name

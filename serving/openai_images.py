@@ -92,10 +92,11 @@ class ImageData(BaseModel):
     b64_json: str
     revised_prompt: None = None
     seed: int
+    tokens_cut: dict[str, int] = Field(description="Tokens over the model's limit, by field.")
 
 
 class ImagesResponse(BaseModel):
-    """What the clients call ImagesResponse; `data[].seed` is ours."""
+    """What the clients call ImagesResponse; `data[].seed` and `tokens_cut` are ours."""
 
     created: int = Field(description="Seconds since 1970.")
     data: list[ImageData]
@@ -158,7 +159,9 @@ def _response(images: list[GeneratedImage]) -> ImagesResponse:
         created=int(time.time()),
         data=[
             ImageData(
-                b64_json=base64.b64encode(image.data).decode(), seed=image.provenance.request.seed
+                b64_json=base64.b64encode(image.data).decode(),
+                seed=image.provenance.request.seed,
+                tokens_cut=image.tokens_cut,
             )
             for image in images
         ],
@@ -192,7 +195,7 @@ async def _as_events(
     async with aclosing(events):
         async for each in events:
             if isinstance(each, GeneratedImage):
-                yield picture("completed", each.data, seed=request.seed)
+                yield picture("completed", each.data, seed=request.seed, tokens_cut=each.tokens_cut)
             elif each.preview is None:
                 yield sse.PING
             else:

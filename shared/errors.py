@@ -4,6 +4,7 @@ InvalidRequest    the caller's mistake; names the field
 QueueFull         no room to wait; try again later
 DeadlineExceeded  not finished, or not to be finished, in the time that it had
 Cancelled         the caller gave the request up
+ImageBlocked      the checkpoint's safety checker refused the picture
 RenderFailed      the pipeline failed on this request alone
 ModelUnavailable  the configured checkpoint cannot be loaded
 EngineDead        fatal: the engine no longer runs, nothing it held will finish
@@ -32,6 +33,10 @@ class DeadlineExceeded(RuntimeError):
 
 class Cancelled(RuntimeError):
     """The request was cancelled before its picture was finished."""
+
+
+class ImageBlocked(RuntimeError):
+    """The safety checker that the checkpoint brings found the picture unfit to show."""
 
 
 class RenderFailed(RuntimeError):

@@ -13,12 +13,13 @@ from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Step, Ticket
-from shared.errors import Cancelled, DeadlineExceeded, EngineDead, RenderFailed
+from shared.errors import Cancelled, DeadlineExceeded, EngineDead, ImageBlocked, RenderFailed
 from shared.image_codec import encode
 from shared.latent_preview import LatentPreview
 from shared.model_files import describe_model, load_noise_schedulers, resolve_folder
 from shared.model_profile import ModelProfile
 from shared.pipeline import load_pipeline
+from shared.prompt_limit import PromptLimit
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress, Provenance, Timings
 
 # How often a request that waits hears of its place.
@@ -36,6 +37,7 @@ class Renderer:
         self._preview = LatentPreview.load(folder)
         pipeline: DiffusionPipeline = load_pipeline(model)
         self._dtype = str(pipeline.dtype).removeprefix("torch.")
+        self._prompt_limit = PromptLimit(pipeline)
         self._engine = DenoiseEngine(pipeline, engine)
         if engine.byte_identical and pipeline.device.type != "cpu":
             self.find_row_rules()
@@ -49,8 +51,8 @@ class Renderer:
     ) -> GeneratedImage:
         """Render one picture; cancelling the caller frees its place at the next step.
 
-        Raises QueueFull, DeadlineExceeded after `timeout_s`, Cancelled, EngineDead, or RenderFailed
-        with what the pipeline said.
+        Raises QueueFull, DeadlineExceeded after `timeout_s`, Cancelled, EngineDead, ImageBlocked by
+        the checkpoint's safety checker, or RenderFailed with what the pipeline said.
         """
         return await self._finish(self._submit(request, timeout_s), request, encoding)
 
@@ -99,9 +101,22 @@ class Renderer:
             raise
         except Exception as error:
             raise RenderFailed(f"{type(error).__name__}: {error}") from error
+        if any(getattr(output, "nsfw_content_detected", None) or ()):
+            raise ImageBlocked("the model's safety checker refused this picture")
         # The encoder is C code without the interpreter's lock: the event loop stays free.
-        image = output.images[0]
-        return await asyncio.to_thread(self._encode, request, encoding, image, ticket.stats)
+        return await asyncio.to_thread(
+            self._encode,
+            request,
+            encoding,
+            output.images[0],
+            ticket.stats,
+            self._tokens_cut(request),  # here: a tokenizer serves one thread at a time
+        )
+
+    def _tokens_cut(self, request: CanonicalRequest) -> dict[str, int]:
+        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        cut = {name: self._prompt_limit.num_cut(text) for name, text in prompts.items()}
+        return {name: number for name, number in cut.items() if number}
 
     def warm_up(self) -> None:
         """Render a default picture, so that the first caller does not pay for first calls."""
@@ -172,6 +187,7 @@ class Renderer:
         encoding: Encoding,
         image: Image.Image,
         stats: RequestStats,
+        tokens_cut: dict[str, int],
     ) -> GeneratedImage:
         provenance = Provenance(
             request=request,
@@ -192,6 +208,7 @@ class Renderer:
                 num_forwards=stats.num_forwards,
                 num_shared_forwards=stats.num_shared_forwards,
             ),
+            tokens_cut=tokens_cut,
         )
 
 

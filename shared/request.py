@@ -139,7 +139,10 @@ class Progress(BaseModel):
 
 
 class GeneratedImage(BaseModel):
-    """An encoded picture, ready to send or store."""
+    """An encoded picture, ready to send or store.
+
+    `tokens_cut` says how many tokens of `prompt` or `negative_prompt` were over the model's limit.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -147,6 +150,7 @@ class GeneratedImage(BaseModel):
     format: ImageFormat
     provenance: Provenance
     timings: Timings
+    tokens_cut: dict[str, int] = Field(default={})
 
     @property
     def media_type(self) -> str:

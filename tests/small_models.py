@@ -35,8 +35,10 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
@@ -420,3 +422,14 @@ def write_lora(pipeline: DiffusionPipeline, file: Path, seed: int) -> None:
         adapted = inject_adapter_in_model(config, copy.deepcopy(model))
         layers[f"{part}_lora_layers"] = get_peft_model_state_dict(adapted)
     type(pipeline).save_lora_weights(file.parent, weight_name=file.name, **layers)
+
+
+def small_safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
+    """One that refuses what is more alike to its concepts than `threshold`; from -1 to 1."""
+    torch.manual_seed(0)
+    vision = {"hidden_size": 32, "intermediate_size": 37, "image_size": 30, "patch_size": 2}
+    config = CLIPConfig(vision_config=vision | {"num_hidden_layers": 1, "num_attention_heads": 2})
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.fill_(threshold)
+    checker.special_care_embeds_weights.fill_(2.0)
+    return checker.eval()

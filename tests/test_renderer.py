@@ -7,13 +7,19 @@ import pytest
 import torch
 from diffusers import LCMScheduler
 from PIL import Image, ImageChops, ImageStat
+from transformers import CLIPImageProcessor
 
 from shared.config import EngineConfig, ModelConfig
-from shared.errors import EngineDead, RenderFailed
+from shared.errors import EngineDead, ImageBlocked, RenderFailed
 from shared.image_codec import parameters_text, read_provenance
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, ImageRequest
-from tests.small_models import small_stable_diffusion, small_stable_diffusion_xl, write_lora
+from tests.small_models import (
+    small_safety_checker,
+    small_stable_diffusion,
+    small_stable_diffusion_xl,
+    write_lora,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +139,31 @@ def test_a_closed_renderer_says_so() -> None:
 def _contrast(picture: Image.Image) -> float:
     """Standard deviation of the grey values, 0 to 128."""
     return ImageStat.Stat(picture.convert("L")).stddev[0]
+
+
+def test_a_prompt_that_is_cut_says_so(renderer: Renderer) -> None:
+    def cut(**fields: str) -> dict[str, int]:
+        return asyncio.run(renderer.render(canonical(renderer, **fields))).tokens_cut
+
+    limit = 77 - 2  # beside the start and the end
+    assert cut(prompt="a " * limit) == {}
+    assert cut(prompt="a " * (limit + 3), negative_prompt="a " * limit) == {"prompt": 3}
+    assert cut(negative_prompt="a " * (limit + 1)) == {"negative_prompt": 1}
+
+
+def test_a_picture_that_the_safety_checker_refuses_is_blocked(tmp_path: Path) -> None:
+    pipeline = small_stable_diffusion()
+    pipeline.register_modules(
+        safety_checker=small_safety_checker(threshold=2.0),
+        feature_extractor=CLIPImageProcessor(size=30, crop_size=30),
+    )
+    pipeline.save_pretrained(tmp_path / "mild", safe_serialization=True)
+    pipeline.safety_checker.concept_embeds_weights.fill_(-2.0)
+    pipeline.save_pretrained(tmp_path / "strict", safe_serialization=True)
+    with Renderer(ModelConfig(name=str(tmp_path / "mild")), EngineConfig()) as mild:
+        asyncio.run(mild.render(canonical(mild, width=64)))
+    with (
+        Renderer(ModelConfig(name=str(tmp_path / "strict")), EngineConfig()) as strict,
+        pytest.raises(ImageBlocked),
+    ):
+        asyncio.run(strict.render(canonical(strict, width=64)))
