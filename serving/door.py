@@ -16,11 +16,13 @@ from shared.errors import DeadlineExceeded
 from shared.request import (
     MAX_SEED,
     CanonicalRequest,
+    EditRequest,
     Encoding,
     GeneratedImage,
     ImageRequest,
     Progress,
 )
+from shared.source_image import SourceImage
 
 # Until a picture asks for its place again.
 _LONGEST_PAUSE_S = 1.0
@@ -47,10 +49,18 @@ class Door:
     async def canonical(self, request: ImageRequest, n: int = 1) -> list[CanonicalRequest]:
         """`n` canonical requests of successive seeds; raises InvalidRequest."""
         profile = await self.rendering.profile()
-        # The seed is drawn here, so that it is one picture however often it is tried.
-        first = profile.canonical(request, seed=secrets.randbelow(2**32), n=n)
-        seeds = ((first.seed + i) % (MAX_SEED + 1) for i in range(n))
-        return [first.model_copy(update={"seed": seed}) for seed in seeds]
+        return _successive(profile.canonical(request, seed=_drawn_seed(), n=n), n)
+
+    async def canonical_edit(
+        self, request: EditRequest, source: SourceImage, n: int = 1
+    ) -> list[CanonicalRequest]:
+        """As `canonical`, of a picture to start from."""
+        profile = await self.rendering.profile()
+        # Here the files are decoded for the first time.
+        first = await asyncio.to_thread(
+            profile.canonical_edit, request, source, seed=_drawn_seed(), n=n
+        )
+        return _successive(first, n)
 
     async def render(
         self, requests: Sequence[CanonicalRequest], encoding: Encoding, timeout_s: float | None
@@ -79,6 +89,16 @@ class Door:
 
     def _timeout_s(self, asked: float | None) -> float:
         return min(asked or self.max_timeout_s, self.max_timeout_s)
+
+
+def _drawn_seed() -> int:
+    """Drawn at the door, so that it is one picture however often its rendering is tried."""
+    return secrets.randbelow(2**32)
+
+
+def _successive(first: CanonicalRequest, n: int) -> list[CanonicalRequest]:
+    seeds = ((first.seed + i) % (MAX_SEED + 1) for i in range(n))
+    return [first.model_copy(update={"seed": seed}) for seed in seeds]
 
 
 class _Call:

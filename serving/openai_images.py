@@ -16,15 +16,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, Field
+from starlette.datastructures import FormData, UploadFile
 
 from serving import sse
-from serving.door import OpenDoor, Timeout
+from serving.door import Door, OpenDoor, Timeout
 from serving.http_errors import ERROR_RESPONSES, ErrorBody, UnknownModel
 from shared.errors import InvalidRequest
 from shared.model_profile import ModelProfile
 from shared.request import (
     MAX_SEED,
+    CanonicalEdit,
     CanonicalRequest,
+    EditRequest,
     Encoding,
     GeneratedImage,
     ImageFormat,
@@ -32,12 +35,16 @@ from shared.request import (
     Lora,
     PictureFields,
     Progress,
+    Strength,
+    parse,
     parse_request,
 )
+from shared.source_image import SourceImage
 
 router = APIRouter(prefix="/v1")
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_FILES = {"image", "image[]", "mask"}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "Another model than the one served here"}
 }
@@ -88,6 +95,16 @@ class GenerationRequest(PictureFields):
         return Encoding.model_validate({k: v for k, v in chosen.items() if v is not None})
 
 
+class EditFields(GenerationRequest):
+    """The fields of `POST /v1/images/edits` beside its files; ours are fields like the others."""
+
+    strength: Strength | None = None
+    input_fidelity: _Ignored = None
+
+    def to_edit(self) -> EditRequest:
+        return EditRequest(**self.to_request().model_dump(), strength=self.strength)
+
+
 class ImageData(BaseModel):
     b64_json: str
     revised_prompt: None = None
@@ -117,6 +134,15 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+def _edit_schema() -> dict[str, Any]:
+    """For the OpenAPI document: the form is read by hand, since one file has two names."""
+    schema = EditFields.model_json_schema()
+    file = {"type": "string", "format": "binary"}
+    schema["properties"] |= {"image": file, "mask": file}
+    schema["required"] = ["prompt", "image"]
+    return schema
+
+
 @router.post(
     "/images/generations", response_model=ImagesResponse, responses=ERROR_RESPONSES | _NOT_FOUND
 )
@@ -129,10 +155,34 @@ async def generate(
         requests = await door.canonical(body.to_request(), body.n)
     except InvalidRequest as error:
         raise body.as_asked(error) from None
-    if body.stream:
-        events = door.follow(requests[0], body.encoding(), timeout, body.partial_images or 0)
-        return await sse.stream(http, _as_events(events, requests[0], body.encoding()))
-    return _response(await door.render(requests, body.encoding(), timeout))
+    return await _answer(http, door, body, requests, timeout)
+
+
+@router.post(
+    "/images/edits",
+    response_model=ImagesResponse,
+    responses=ERROR_RESPONSES | _NOT_FOUND,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _edit_schema()}},
+        }
+    },
+)
+async def edit(
+    http: Request, door: OpenDoor, timeout: Timeout = None
+) -> ImagesResponse | StreamingResponse:
+    """A picture made from another, or inside the transparent parts of its mask."""
+    async with http.form(max_files=4, max_fields=50) as form:
+        source = await _source(form)
+        texts = {name: value for name, value in form.items() if name not in _FILES}
+    body = parse(EditFields, texts)
+    _check_model(body.model, await door.rendering.profile())
+    try:
+        requests = await door.canonical_edit(body.to_edit(), source, body.n)
+    except InvalidRequest as error:
+        raise body.as_asked(error) from None
+    return await _answer(http, door, body, requests, timeout)
 
 
 @router.get("/models", responses=ERROR_RESPONSES)
@@ -153,6 +203,20 @@ def _check_model(name: str | None, profile: ModelProfile) -> None:
         raise UnknownModel(f"the model {name!r} is not served here; {profile.name!r} is")
 
 
+async def _answer(
+    http: Request,
+    door: Door,
+    body: GenerationRequest,
+    requests: list[CanonicalRequest],
+    timeout: float | None,
+) -> ImagesResponse | StreamingResponse:
+    encoding = body.encoding()
+    if body.stream:
+        events = door.follow(requests[0], encoding, timeout, body.partial_images or 0)
+        return await sse.stream(http, _as_events(events, requests[0], encoding))
+    return _response(await door.render(requests, encoding, timeout))
+
+
 def _response(images: list[GeneratedImage]) -> ImagesResponse:
     first = images[0].provenance.request
     return ImagesResponse(
@@ -171,13 +235,16 @@ def _response(images: list[GeneratedImage]) -> ImagesResponse:
 
 
 async def _as_events(
-    events: AsyncGenerator[Progress | GeneratedImage], request: CanonicalRequest, encoding: Encoding
+    events: AsyncGenerator[Progress | GeneratedImage],
+    request: CanonicalRequest,
+    encoding: Encoding,
 ) -> AsyncGenerator[bytes]:
     """As OpenAI's. It takes any other event for a partial picture: other steps are comments."""
     num_partial = 0
+    prefix = "image_edit" if isinstance(request, CanonicalEdit) else "image_generation"
 
     def picture(kind: str, data: bytes, **more: Any) -> bytes:
-        name = f"image_generation.{kind}"
+        name = f"{prefix}.{kind}"
         return sse.event(
             name,
             {
@@ -211,6 +278,24 @@ def _enlarged(preview: bytes, request: CanonicalRequest, encoding: Encoding) -> 
         full = image.resize((request.width, request.height), Image.Resampling.BICUBIC)
     full.save(buffer, format=encoding.format, quality=encoding.quality)
     return buffer.getvalue()
+
+
+async def _source(form: FormData) -> SourceImage:
+    """The files of an edit. The clients call a picture `image`, and one of several `image[]`."""
+    images = [*form.getlist("image"), *form.getlist("image[]")]
+    if len(images) != 1:
+        raise InvalidRequest("image", "must be one file, in multipart/form-data")
+    mask = form.get("mask")
+    return SourceImage(
+        image=await _file("image", images[0]),
+        mask=None if mask is None else await _file("mask", mask),
+    )
+
+
+async def _file(field: str, value: UploadFile | str) -> bytes:
+    if isinstance(value, str):
+        raise InvalidRequest(field, "must be a file: addresses are not followed")
+    return await value.read()
 
 
 def _sides(size: str | None) -> dict[str, int]:

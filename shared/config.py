@@ -27,7 +27,8 @@ class RequestDefaults(Settings):
 class RequestLimits(Settings):
     """The bounds of a request, whatever the checkpoint. Sides and areas are in pixels.
 
-    `max_pixel_steps` bounds pixels times steps times pictures of one call.
+    `max_source_pixels` are those of a picture to edit. `max_pixel_steps` bounds pixels times steps
+    times pictures of one call.
     """
 
     min_side: PositiveInt = 64
@@ -37,6 +38,7 @@ class RequestLimits(Settings):
     max_pixel_steps: PositiveInt = 200 * 1024 * 1024
     max_guidance_scale: float = Field(default=50.0, ge=0)
     max_prompt_chars: PositiveInt = 4000
+    max_source_pixels: PositiveInt = 4096 * 4096
 
 
 class ModelConfig(Settings):

@@ -11,6 +11,11 @@ from typing import Any
 
 import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+)
 from huggingface_hub import cached_assets_path
 from pydantic import ValidationError
 
@@ -123,7 +128,21 @@ def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:
             | config.defaults.model_dump(exclude_none=True),
         ),
         limits=config.limits,
+        edits=_can_edit(_read_json(folder / "model_index.json")["_class_name"]),
         adapters={name: _adapter_digest(name, file) for name, file in config.adapters.items()},
+    )
+
+
+def _can_edit(class_name: str) -> bool:
+    """Whether diffusers has pipelines for img2img and inpainting by the same components."""
+    families = [
+        family
+        for family, pipeline_class in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items()
+        if pipeline_class.__name__ == class_name
+    ]
+    return any(
+        family in AUTO_IMAGE2IMAGE_PIPELINES_MAPPING and family in AUTO_INPAINT_PIPELINES_MAPPING
+        for family in families
     )
 
 

@@ -6,7 +6,17 @@ from pydantic import Field
 
 from shared.config import RequestLimits, Settings
 from shared.errors import InvalidRequest
-from shared.request import CanonicalRequest, ImageRequest, canonical_json
+from shared.request import (
+    CanonicalEdit,
+    CanonicalRequest,
+    EditRequest,
+    ImageRequest,
+    canonical_json,
+)
+from shared.source_image import SourceImage
+
+# diffusers' default of img2img: what is left of the picture is its outline.
+_WHOLE_STRENGTH = 0.8
 
 
 class CompleteDefaults(Settings):
@@ -22,7 +32,8 @@ class CompleteDefaults(Settings):
 class ModelProfile(Settings):
     """A checkpoint as the doors see it. `fingerprint` is the content hash of its files.
 
-    `adapters` are the content hashes of the LoRA files that requests may ask for, by name.
+    `edits`: it can start from a picture, and paint a part of it anew. `adapters` are the content
+    hashes of the LoRA files that requests may ask for, by name.
     """
 
     name: str
@@ -32,6 +43,7 @@ class ModelProfile(Settings):
     defaults: CompleteDefaults
     limits: RequestLimits
     adapters: dict[str, str] = Field(default={})
+    edits: bool = False
 
     def canonical(self, request: ImageRequest, *, seed: int, n: int = 1) -> CanonicalRequest:
         """`request` with its gaps filled, `seed` where it has none; raises InvalidRequest.
@@ -50,6 +62,39 @@ class ModelProfile(Settings):
             limit = self.limits.max_pixel_steps
             raise InvalidRequest(field, f"makes pixels x steps x pictures more than {limit}")
         return complete
+
+    def canonical_edit(
+        self, request: EditRequest, source: SourceImage, *, seed: int, n: int = 1
+    ) -> CanonicalEdit:
+        """As `canonical`, of a picture to start from: its size and its share of the steps."""
+        if not self.edits:
+            raise InvalidRequest("image", f"{self.name} cannot start from a picture")
+        size = self._size_like(*source.check(self.limits.max_source_pixels))
+        whole = source.is_whole()
+        strength = request.strength or (_WHOLE_STRENGTH if whole else 1.0)
+        asked = request.model_dump(exclude={"strength"}, exclude_none=True)
+        plain = self.canonical(ImageRequest(**size | asked), seed=seed, n=n)
+        if int(plain.num_inference_steps * strength) < 1:
+            raise InvalidRequest("strength", "leaves none of the steps")
+        image_sha256, mask_sha256 = source.digests()
+        return CanonicalEdit(
+            **plain.model_dump(),
+            strength=strength,
+            image_sha256=image_sha256,
+            mask_sha256=mask_sha256,
+            source=source,
+        )
+
+    def _size_like(self, width: int, height: int) -> dict[str, int]:
+        """The nearest size of the same shape that is within the limits."""
+        limits, multiple = self.limits, self.size_multiple
+        scale = min(1.0, (limits.max_pixels / (width * height)) ** 0.5)
+        least = -(-limits.min_side // multiple) * multiple
+        sides = {"width": width * scale, "height": height * scale}
+        return {
+            name: max(least, int(min(side, limits.max_side)) // multiple * multiple)
+            for name, side in sides.items()
+        }
 
     def fingerprint_for(self, request: CanonicalRequest) -> str:
         """The content hash of all weights that `request` is rendered with."""

@@ -2,13 +2,19 @@
 
 import asyncio
 import contextlib
+import inspect
 import io
 import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    DiffusionPipeline,
+)
 from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig
@@ -20,7 +26,15 @@ from shared.model_files import describe_model, load_noise_schedulers, resolve_fo
 from shared.model_profile import ModelProfile
 from shared.pipeline import load_pipeline
 from shared.prompt_limit import PromptLimit
-from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress, Provenance, Timings
+from shared.request import (
+    CanonicalEdit,
+    CanonicalRequest,
+    Encoding,
+    GeneratedImage,
+    Progress,
+    Provenance,
+    Timings,
+)
 
 # How often a request that waits hears of its place.
 _NEWS_EVERY_S = 1.0
@@ -35,7 +49,8 @@ class Renderer:
         folder = resolve_folder(model)
         self._schedulers = load_noise_schedulers(folder)
         self._preview = LatentPreview.load(folder)
-        pipeline: DiffusionPipeline = load_pipeline(model)
+        pipeline = self._pipeline = load_pipeline(model)
+        self._edit_pipelines: dict[bool, DiffusionPipeline] = {}
         self._dtype = str(pipeline.dtype).removeprefix("torch.")
         self._prompt_limit = PromptLimit(pipeline)
         self._engine = DenoiseEngine(pipeline, engine)
@@ -54,7 +69,8 @@ class Renderer:
         Raises QueueFull, DeadlineExceeded after `timeout_s`, Cancelled, EngineDead, ImageBlocked by
         the checkpoint's safety checker, or RenderFailed with what the pipeline said.
         """
-        return await self._finish(self._submit(request, timeout_s), request, encoding)
+        start = await self._prepare(request)
+        return await self._finish(self._submit(request, start, timeout_s), request, start, encoding)
 
     async def follow(
         self,
@@ -69,8 +85,9 @@ class Renderer:
         Up to `num_previews` of the steps come with a preview, if the model has a map for them.
         """
         steps = _Steps()
-        ticket = self._submit(request, timeout_s, steps.put)
-        picture = asyncio.create_task(self._finish(ticket, request, encoding))
+        start = await self._prepare(request)
+        ticket = self._submit(request, start, timeout_s, steps.put)
+        picture = asyncio.create_task(self._finish(ticket, request, start, encoding))
         picture.add_done_callback(steps.end)
         index, num_steps = 0, request.num_inference_steps
         try:
@@ -93,7 +110,7 @@ class Renderer:
             await asyncio.wait([picture])
 
     async def _finish(
-        self, ticket: Ticket, request: CanonicalRequest, encoding: Encoding
+        self, ticket: Ticket, request: CanonicalRequest, start: "_Start", encoding: Encoding
     ) -> GeneratedImage:
         try:
             output = await ticket
@@ -108,7 +125,7 @@ class Renderer:
             self._encode,
             request,
             encoding,
-            output.images[0],
+            start.keep_the_rest(output.images[0]),
             ticket.stats,
             self._tokens_cut(request),  # here: a tokenizer serves one thread at a time
         )
@@ -123,7 +140,7 @@ class Renderer:
         request = CanonicalRequest(
             prompt="a", seed=0, **self.profile.defaults.model_dump() | {"num_inference_steps": 2}
         )
-        self._submit(request).result()
+        self._submit(request, _Start()).result()
 
     def find_row_rules(self) -> dict[str, RowRule]:
         """Search which row counts give equal bits here, for devices that were not measured.
@@ -155,10 +172,21 @@ class Renderer:
     def _submit(
         self,
         request: CanonicalRequest,
+        start: "_Start",
         timeout_s: float | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> Ticket:
+        pipeline = self._pipeline
+        arguments: dict[str, Any] = {"width": request.width, "height": request.height}
+        if isinstance(request, CanonicalEdit):
+            pipeline = self._edit_pipeline(has_mask=start.mask is not None)
+            taken = inspect.signature(pipeline.__call__).parameters
+            arguments |= {"image": start.picture, "mask_image": start.mask}
+            arguments |= {"strength": request.strength}
+            arguments = {name: value for name, value in arguments.items() if name in taken}
         return self._engine.submit(
+            pipeline=pipeline,
+            **arguments,
             timeout_s=timeout_s,
             on_step=on_step,
             scheduler=self._schedulers[request.scheduler],
@@ -166,13 +194,26 @@ class Renderer:
             prompt=request.prompt,
             # None, not empty: for SDXL the one is no conditioning, the other an empty prompt.
             negative_prompt=request.negative_prompt or None,
-            width=request.width,
-            height=request.height,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             # On the CPU whatever the device, so that a seed means the same noise everywhere.
             generator=torch.Generator("cpu").manual_seed(request.seed),
         )
+
+    async def _prepare(self, request: CanonicalRequest) -> "_Start":
+        if not isinstance(request, CanonicalEdit):
+            return _Start()
+        assert request.source is not None, "an edit to render comes with its picture"
+        return _Start(
+            *await asyncio.to_thread(request.source.prepared, request.width, request.height)
+        )
+
+    def _edit_pipeline(self, *, has_mask: bool) -> DiffusionPipeline:
+        """On the same weights."""
+        if has_mask not in self._edit_pipelines:
+            kind = AutoPipelineForInpainting if has_mask else AutoPipelineForImage2Image
+            self._edit_pipelines[has_mask] = kind.from_pipe(self._pipeline)
+        return self._edit_pipelines[has_mask]
 
     def _draw_preview(self, step: Step) -> bytes | None:
         if self._preview is None:
@@ -190,7 +231,9 @@ class Renderer:
         tokens_cut: dict[str, int],
     ) -> GeneratedImage:
         provenance = Provenance(
-            request=request,
+            request=request.model_copy(update={"source": None})
+            if isinstance(request, CanonicalEdit)
+            else request,
             model=self.profile.name,
             model_fingerprint=self.profile.fingerprint_for(request),
             dtype=self._dtype,
@@ -210,6 +253,20 @@ class Renderer:
             ),
             tokens_cut=tokens_cut,
         )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What an edit starts from: its picture, and white where it is to change (None: everywhere)."""
+
+    picture: Image.Image | None = None
+    mask: Image.Image | None = None
+
+    def keep_the_rest(self, made: Image.Image) -> Image.Image:
+        """`made` inside the mask; outside the picture as it was, which decoding would change."""
+        if self.picture is None or self.mask is None:
+            return made
+        return Image.composite(made, self.picture, self.mask)
 
 
 class _Steps:

@@ -3,11 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from shared.errors import InvalidRequest
+from shared.source_image import SourceImage
+
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
 
 # JSON readers keep whole numbers exact up to here (RFC 8259, section 6).
 MAX_SEED = 2**53 - 1
@@ -85,11 +88,15 @@ class CanonicalRequest(ImageRequest):
 
 
 class CanonicalEdit(CanonicalRequest):
-    """A canonical request with the files that it starts from, by the SHA-256 of their bytes."""
+    """A canonical request with the files that it starts from, by the SHA-256 of their bytes.
+
+    `source` are the files themselves: they travel with it, and are no part of what is written down.
+    """
 
     strength: Strength
     image_sha256: str
     mask_sha256: str | None
+    source: SourceImage | None = Field(default=None, exclude=True, repr=False)
 
 
 class Provenance(BaseModel):
@@ -164,8 +171,13 @@ class GeneratedImage(BaseModel):
 
 def parse_request(fields: Mapping[str, Any]) -> ImageRequest:
     """`fields` as an ImageRequest; raises InvalidRequest naming the first wrong field."""
+    return parse(ImageRequest, fields)
+
+
+def parse(kind: type[FieldsT], fields: Mapping[str, Any]) -> FieldsT:
+    """`fields` as a `kind`; raises InvalidRequest naming the first wrong field."""
     try:
-        return ImageRequest.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise first_problem(error.errors()) from None
 

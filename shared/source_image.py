@@ -1,0 +1,74 @@
+"""Pictures that come from outside, to start from: checked before anything of them is decoded."""
+
+import hashlib
+import io
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+from shared.errors import InvalidRequest
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+class SourceImage(BaseModel):
+    """The bytes of an image file, and those of a mask, whose transparent parts are painted anew.
+
+    Without a mask, the transparent parts of the image are; where it has none, all of it changes.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    image: bytes
+    mask: bytes | None = None
+
+    def check(self, max_pixels: int) -> tuple[int, int]:
+        """Width and height; raises InvalidRequest naming `image` or `mask`. Decodes both once."""
+        image = _open(self.image, "image", max_pixels)
+        if self.mask is not None:
+            mask = _open(self.mask, "mask", max_pixels)
+            if mask.size != image.size:
+                raise InvalidRequest("mask", f"is {mask.size} and not as large as the image")
+            if _holes(mask).getbbox() is None:
+                raise InvalidRequest("mask", "has no transparent parts to paint")
+        return image.size
+
+    def is_whole(self) -> bool:
+        """Whether all of it changes."""
+        return self.prepared(8, 8)[1] is None
+
+    def digests(self) -> tuple[str, str | None]:
+        """SHA-256 of image and mask, as a canonical request names them."""
+        mask = None if self.mask is None else hashlib.sha256(self.mask).hexdigest()
+        return hashlib.sha256(self.image).hexdigest(), mask
+
+    def prepared(self, width: int, height: int) -> tuple[Image.Image, Image.Image | None]:
+        """The picture (RGB), and what of it to paint anew (L, white), resized; None for all."""
+        picture = _decoded(self.image)
+        source = picture if self.mask is None else _decoded(self.mask)
+        mask = _holes(source.resize((width, height), Image.Resampling.BILINEAR))
+        resized = picture.resize((width, height), Image.Resampling.LANCZOS).convert("RGB")
+        return resized, mask if mask.getbbox() else None
+
+
+def _holes(image: Image.Image) -> Image.Image:
+    """White where `image` is transparent, else black."""
+    return image.getchannel("A").point(lambda alpha: 255 if alpha < 128 else 0)
+
+
+def _open(data: bytes, field: str, max_pixels: int) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise InvalidRequest(field, f"has more than {max_pixels} pixels")
+            return _decoded(data)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(field, "is no readable PNG, JPEG or WebP file") from error
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """RGBA, upright."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return ImageOps.exif_transpose(image).convert("RGBA")

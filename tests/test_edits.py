@@ -1,0 +1,136 @@
+"""Pictures made from pictures, by OpenAI's client over real HTTP."""
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import requests
+from openai import OpenAI
+from PIL import Image
+
+from shared.config import EngineConfig, ModelConfig, RequestLimits
+from shared.image_codec import read_provenance
+from shared.renderer import Renderer
+from shared.request import CanonicalEdit
+from tests.http_server import InProcess, http_server
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    model = ModelConfig(limits=RequestLimits(max_source_pixels=300 * 300))
+    with (
+        Renderer(model, EngineConfig()) as renderer,
+        http_server(InProcess(renderer)) as host,
+    ):
+        yield host
+
+
+@pytest.fixture
+def client(host: str) -> OpenAI:
+    return OpenAI(base_url=f"{host}/v1", api_key="any", max_retries=0)
+
+
+def file(image: Image.Image, format: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format)
+    return buffer.getvalue()
+
+
+GRADIENT = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
+LEFT_HALF = Image.new("RGBA", (128, 128), (0, 0, 0, 255))
+LEFT_HALF.paste((0, 0, 0, 0), (0, 0, 64, 128))
+
+
+def edit(client: OpenAI, image: Any = None, **arguments: Any) -> Any:
+    extra = {"num_inference_steps": 6, "seed": 1} | arguments.pop("extra_body", {})
+    image = file(GRADIENT) if image is None else image
+    return client.images.edit(image=image, prompt="a lake", extra_body=extra, **arguments)
+
+
+def pixels(response: Any) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(response.data[0].b64_json))) as image:
+        return np.asarray(image.convert("RGB"), dtype=float)
+
+
+def test_little_strength_keeps_the_picture(client: OpenAI) -> None:
+    given = np.asarray(GRADIENT, dtype=float)
+    weak, strong = (
+        np.abs(pixels(edit(client, extra_body={"strength": strength})) - given).mean()
+        for strength in (0.2, 1.0)
+    )
+    assert weak < strong / 2
+
+
+def test_only_what_the_mask_leaves_open_changes(client: OpenAI) -> None:
+    made = pixels(edit(client, mask=file(LEFT_HALF)))
+    given = np.asarray(GRADIENT, dtype=float)
+    assert np.array_equal(made[:, 64:], given[:, 64:])
+    assert np.abs(made[:, :64] - given[:, :64]).mean() > 5
+
+
+def test_a_picture_with_holes_is_its_own_mask(client: OpenAI) -> None:
+    holed = GRADIENT.copy()
+    holed.putalpha(LEFT_HALF.getchannel("A"))
+    made = pixels(edit(client, file(holed)))
+    assert np.array_equal(made[:, 64:], np.asarray(GRADIENT, dtype=float)[:, 64:])
+
+
+def test_an_edit_names_its_files_and_can_be_repeated(client: OpenAI) -> None:
+    first, again, other = (
+        edit(client, mask=mask) for mask in (file(LEFT_HALF), file(LEFT_HALF), openai.NOT_GIVEN)
+    )
+    assert first.data[0].b64_json == again.data[0].b64_json != other.data[0].b64_json
+    request = read_provenance(base64.b64decode(first.data[0].b64_json)).request
+    assert isinstance(request, CanonicalEdit)
+    assert (request.strength, len(request.image_sha256)) == (1.0, 64)
+    assert request.mask_sha256 is not None
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+def test_sizes_and_formats_are_as_asked_or_as_given(client: OpenAI, format: str) -> None:
+    given = file(GRADIENT.resize((133, 100)), format)
+    assert edit(client, given).size == "128x96"
+    assert edit(client, [given], size="64x64").size == "64x64"
+
+
+def test_an_edit_is_streamed(client: OpenAI) -> None:
+    *partial, completed = edit(client, stream=True, partial_images=1)
+    assert [each.type for each in partial] == ["image_edit.partial_image"]
+    assert completed.type == "image_edit.completed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        ({"image": b"no picture"}, "image"),
+        ({"image": file(GRADIENT)[:200]}, "image"),
+        ({"image": file(GRADIENT, "gif")}, "image"),
+        ({"image": file(GRADIENT.resize((400, 400)))}, "image"),
+        ({"image": [file(GRADIENT), file(GRADIENT)]}, "image"),
+        ({"mask": file(GRADIENT)}, "mask"),
+        ({"mask": file(LEFT_HALF.resize((64, 64)))}, "mask"),
+        ({"mask": b""}, "mask"),
+        ({"size": "100x100"}, "size"),
+        ({"extra_body": {"strength": 0}}, "strength"),
+        ({"extra_body": {"strength": 0.1}}, "strength"),
+        ({"extra_body": {"fast": 1}}, "fast"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_by_name(
+    client: OpenAI, arguments: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        edit(client, **arguments)
+    assert caught.value.param == param
+
+
+def test_no_address_is_followed_and_no_other_body_is_read(host: str) -> None:
+    fields = {"prompt": "a", "image": "http://127.0.0.1:1/secret.png"}
+    for kind in ({"data": fields}, {"json": fields}, {"files": {"mask": b""}}):
+        response = requests.post(f"{host}/v1/images/edits", **kind, timeout=10)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "image"
