@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -10,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import PositiveFloat, PositiveInt
 
 from serving.auth import TokenAuth
+from serving.content_credentials import ContentCredentials, CredentialsConfig
 from serving.rendering import Overloaded, Rendering
 from shared.config import Settings
 from shared.errors import DeadlineExceeded
@@ -32,19 +34,23 @@ class HttpConfig(Settings):
     """`token_hashes` are SHA-256 hex digests of the bearer tokens that may call (none: everyone).
 
     A request may take `timeout_s` seconds, or less if its caller says so, and have a body of
-    `max_body_bytes`.
+    `max_body_bytes`. With `content_credentials` every picture is signed.
     """
 
     token_hashes: tuple[str, ...] = ()
     timeout_s: PositiveFloat = 600
     max_body_bytes: PositiveInt = 20 * 2**20
+    content_credentials: CredentialsConfig | None = None
 
 
 class Door:
     def __init__(self, rendering: Rendering, config: HttpConfig) -> None:
+        """Raises CredentialsUnusable where pictures are to be signed and cannot be."""
         self.rendering = rendering
         self.auth = TokenAuth(config.token_hashes)
         self.max_timeout_s = config.timeout_s
+        credentials = config.content_credentials
+        self._credentials = None if credentials is None else ContentCredentials(credentials)
 
     async def canonical(self, request: ImageRequest, n: int = 1) -> list[CanonicalRequest]:
         """`n` canonical requests of successive seeds; raises InvalidRequest."""
@@ -73,9 +79,9 @@ class Door:
                 tasks = [group.create_task(call.render(each)) for each in requests]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return [await self._published(task.result()) for task in tasks]
 
-    def follow(
+    async def follow(
         self,
         request: CanonicalRequest,
         encoding: Encoding,
@@ -83,9 +89,18 @@ class Door:
         num_previews: int,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         """One picture, and how far it is on the way."""
-        return self.rendering.follow(
+        events = self.rendering.follow(
             request, encoding, timeout_s=self._timeout_s(timeout_s), num_previews=num_previews
         )
+        async with aclosing(events):
+            async for each in events:
+                yield await self._published(each) if isinstance(each, GeneratedImage) else each
+
+    async def _published(self, image: GeneratedImage) -> GeneratedImage:
+        """`image` as it leaves the house: signed, where that is configured."""
+        if self._credentials is None:
+            return image
+        return await asyncio.to_thread(self._credentials.sign, image)
 
     def _timeout_s(self, asked: float | None) -> float:
         return min(asked or self.max_timeout_s, self.max_timeout_s)

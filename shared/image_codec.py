@@ -13,13 +13,18 @@ from PIL import Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from shared.request import ImageFormat, Provenance, canonical_json
+from shared.request import (
+    CanonicalEdit,
+    CanonicalRequest,
+    ImageFormat,
+    Provenance,
+    canonical_json,
+)
 
 # The XMP property that holds the provenance, in a namespace of ours.
 _NAMESPACE = "urn:stable-diffusion-on-ray:1"
 _PROPERTY = "provenance"
 
-# "Trained algorithmic media" of https://cv.iptc.org/newscodes/digitalsourcetype/
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
 <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -31,7 +36,12 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="r"?>"""
-_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+# How a picture came about, in the IPTC's terms: by a model alone, or by one from another picture.
+MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+MADE_WITH_A_MODEL = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+)
 
 
 def encode(
@@ -59,6 +69,11 @@ def read_provenance(data: bytes) -> Provenance:
     if found is None:
         raise ValueError("the picture carries no provenance of this project")
     return Provenance.model_validate_json(found)
+
+
+def source_type(request: CanonicalRequest) -> str:
+    """The IPTC digital source type of the picture that `request` gives."""
+    return MADE_WITH_A_MODEL if isinstance(request, CanonicalEdit) else MADE_BY_A_MODEL
 
 
 def parameters_text(provenance: Provenance) -> str:
@@ -104,7 +119,7 @@ def _exif_metadata(provenance: Provenance) -> dict[str, Any]:
 def _xmp(provenance: Provenance) -> str:
     return _XMP.format(
         namespace=_NAMESPACE,
-        source_type=_SOURCE_TYPE,
+        source_type=source_type(provenance.request),
         property=_PROPERTY,
         provenance=_as_xml_text(canonical_json(provenance.model_dump())),
     )
