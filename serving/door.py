@@ -4,11 +4,12 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, PositiveFloat, PositiveInt
 
 from serving.auth import TokenAuth
 from serving.content_credentials import ContentCredentials, CredentialsConfig
@@ -154,6 +155,11 @@ async def _authenticated(
     door: Door = request.app.state.door
     door.auth.check(token.credentials if token else None)
     return door
+
+
+def strictly(kind: type[BaseModel]) -> BeforeValidator:
+    """For JSON bodies: unlike a query, they have types, and "4" or true is no number."""
+    return BeforeValidator(partial(kind.model_validate, strict=True))
 
 
 # The door, for callers that may pass.

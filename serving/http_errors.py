@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from serving.auth import Unauthorized
 from serving.rendering import GeneratorLost, Overloaded
@@ -33,7 +34,7 @@ class ErrorBody(BaseModel):
 # For the OpenAPI document: every route can answer with these.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 429, 500, 503, 504)
+    for status in (400, 401, 413, 429, 500, 503, 504)
 }
 
 
@@ -115,10 +116,25 @@ def _internal(_: Request, error: Exception) -> JSONResponse:
     return _answer(500, "internal_error", "an error of the service's own; its log says more")
 
 
-def _http(_: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return _answer(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    return _answer(error.status_code, code, str(error.detail), headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes with this path; the framework names those of the first."""
+    return [
+        method
+        for method in HTTPMethod
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 _HANDLERS: dict[type, Callable[[Request, Exception], JSONResponse]] = {

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from serving import sse
-from serving.door import Door, OpenDoor, Timeout
+from serving.door import Door, OpenDoor, Timeout, strictly
 from serving.http_errors import ERROR_RESPONSES
 from shared.errors import InvalidRequest
 from shared.request import (
@@ -52,15 +52,21 @@ class ImagineQuery(PictureFields):
         return error
 
 
-class PngResponse(Response):
-    media_type = "image/png"
+ImageBody = Annotated[ImageRequest, strictly(ImageRequest)]
+
+_FILE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+_PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": _FILE}, "description": "The picture."},
+    **ERROR_RESPONSES,
+}
+_PICTURE_OR_SAME: dict[int | str, dict[str, Any]] = {
+    304: {"description": "The picture that the caller has already."},
+    **_PICTURE,
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {**sse.RESPONSES, **ERROR_RESPONSES}
 
 
-class EventStream(Response):
-    media_type = "text/event-stream"
-
-
-@router.get("/imagine", response_class=PngResponse, responses=ERROR_RESPONSES)
+@router.get("/imagine", response_class=Response, responses=_PICTURE_OR_SAME)
 async def imagine_by_query(
     query: Annotated[ImagineQuery, Query()],
     door: OpenDoor,
@@ -80,14 +86,14 @@ async def imagine_by_query(
     return await _imagine(request, door, timeout, caching)
 
 
-@router.post("/imagine", response_class=PngResponse, responses=ERROR_RESPONSES)
-async def imagine(request: ImageRequest, door: OpenDoor, timeout: Timeout = None) -> Response:
+@router.post("/imagine", response_class=Response, responses=_PICTURE)
+async def imagine(request: ImageBody, door: OpenDoor, timeout: Timeout = None) -> Response:
     """A picture of the whole request as JSON."""
     (canonical,) = await door.canonical(request)
     return await _imagine(canonical, door, timeout, {})
 
 
-@router.get("/imagine/events", response_class=EventStream, responses=ERROR_RESPONSES)
+@router.get("/imagine/events", response_class=Response, responses=_EVENTS)
 async def follow_by_query(
     http: Request,
     query: Annotated[ImagineQuery, Query()],
@@ -101,9 +107,9 @@ async def follow_by_query(
         raise query.as_asked(error) from None
 
 
-@router.post("/imagine/events", response_class=EventStream, responses=ERROR_RESPONSES)
+@router.post("/imagine/events", response_class=Response, responses=_EVENTS)
 async def follow(
-    http: Request, request: ImageRequest, door: OpenDoor, timeout: Timeout = None
+    http: Request, request: ImageBody, door: OpenDoor, timeout: Timeout = None
 ) -> Response:
     """As `POST /imagine`, live: `progress` events with previews, then one `image` or `error`."""
     return await _follow(http, request, door, timeout)
@@ -150,7 +156,7 @@ async def _imagine(
     request: CanonicalRequest, door: Door, timeout: float | None, headers: dict[str, str]
 ) -> Response:
     (image,) = await door.render([request], Encoding(), timeout)
-    return PngResponse(image.data, headers=_headers(image) | headers)
+    return Response(image.data, headers=_headers(image) | headers, media_type=image.media_type)
 
 
 async def _caching(request: CanonicalRequest, door: Door) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import FormData, UploadFile
 
 from serving import sse
-from serving.door import Door, OpenDoor, Timeout
+from serving.door import Door, OpenDoor, Timeout, strictly
 from serving.http_errors import ERROR_RESPONSES, ErrorBody, UnknownModel
 from shared.errors import InvalidRequest
 from shared.model_profile import ModelProfile
@@ -48,6 +48,8 @@ _FILES = {"image", "image[]", "mask"}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "Another model than the one served here"}
 }
+# As JSON, or with `stream` as events.
+_PICTURES: dict[int | str, dict[str, Any]] = {**sse.RESPONSES, **ERROR_RESPONSES, **_NOT_FOUND}
 
 _Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
 
@@ -95,6 +97,9 @@ class GenerationRequest(PictureFields):
         return Encoding.model_validate({k: v for k, v in chosen.items() if v is not None})
 
 
+GenerationBody = Annotated[GenerationRequest, strictly(GenerationRequest)]
+
+
 class EditFields(GenerationRequest):
     """The fields of `POST /v1/images/edits` beside its files; ours are fields like the others."""
 
@@ -137,17 +142,15 @@ class ModelList(BaseModel):
 def _edit_schema() -> dict[str, Any]:
     """For the OpenAPI document: the form is read by hand, since one file has two names."""
     schema = EditFields.model_json_schema()
-    file = {"type": "string", "format": "binary"}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
     schema["properties"] |= {"image": file, "mask": file}
     schema["required"] = ["prompt", "image"]
     return schema
 
 
-@router.post(
-    "/images/generations", response_model=ImagesResponse, responses=ERROR_RESPONSES | _NOT_FOUND
-)
+@router.post("/images/generations", response_model=ImagesResponse, responses=_PICTURES)
 async def generate(
-    http: Request, body: GenerationRequest, door: OpenDoor, timeout: Timeout = None
+    http: Request, body: GenerationBody, door: OpenDoor, timeout: Timeout = None
 ) -> ImagesResponse | StreamingResponse:
     """Pictures as OpenAI's clients ask for them."""
     _check_model(body.model, await door.rendering.profile())
@@ -161,7 +164,7 @@ async def generate(
 @router.post(
     "/images/edits",
     response_model=ImagesResponse,
-    responses=ERROR_RESPONSES | _NOT_FOUND,
+    responses=_PICTURES,
     openapi_extra={
         "requestBody": {
             "required": True,

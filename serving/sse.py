@@ -10,6 +10,21 @@ from fastapi.sse import format_sse_event
 
 from serving.http_errors import answer_to
 
+MEDIA_TYPE = "text/event-stream"
+
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+# For the OpenAPI document.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MEDIA_TYPE: {"itemSchema": _EVENT}}, "description": "Events as they come."}
+}
+
 # Says nothing, and keeps the connection from being taken for dead.
 PING = b": ping\n\n"
 
@@ -24,7 +39,7 @@ async def stream(request: Request, events: AsyncGenerator[bytes]) -> StreamingRe
     first = await anext(events)
     return StreamingResponse(
         _ending_well(request, first, events),
-        media_type="text/event-stream",
+        media_type=MEDIA_TYPE,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 

@@ -27,14 +27,25 @@ Guidance = Annotated[
 ]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="Of the noise; drawn where left out.")]
 # null stands for the default, as it does in every other field.
-NegativePrompt = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+NegativePrompt = Annotated[
+    str,
+    BeforeValidator(
+        lambda value: "" if value is None else value, json_schema_input_type=str | None
+    ),
+]
 Strength = Annotated[
     float,
     Field(gt=0, le=1, description="How far to leave the given picture: at 1 nothing is kept."),
 ]
 LoraWeight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 # As an object, or in the notation of a query string: name:weight,name:weight
-Lora = Annotated[dict[str, LoraWeight], BeforeValidator(lambda value: _parse_lora(value))]
+Lora = Annotated[
+    dict[str, LoraWeight],
+    BeforeValidator(
+        lambda value: _parse_lora(value),
+        json_schema_input_type=dict[str, LoraWeight] | str | None,
+    ),
+]
 ImageFormat = Literal["png", "jpeg", "webp"]
 SchedulerName = Annotated[str, Field(description="Class name of a diffusers noise scheduler.")]
 
@@ -206,9 +217,13 @@ def _parse_lora(value: Any) -> Any:
     if not isinstance(value, str):
         return {} if value is None else value
     pairs = [each.rpartition(":") for each in value.split(",") if each.strip()]
-    if not all(name.strip() for name, _, _ in pairs):
+    try:
+        weights = {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError:
+        weights = {"": 0}
+    if "" in weights:
         raise ValueError("must be like name:0.8,name:1")
-    return {name.strip(): weight for name, _, weight in pairs}
+    return weights
 
 
 def canonical_json(value: Any) -> str:

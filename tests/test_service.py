@@ -174,6 +174,8 @@ def test_a_wrong_query_is_a_400_that_names_the_field(host: str, query: str, fiel
         (b'{"prompt": "a", "num_inference_steps": 1000}', "num_inference_steps"),
         (b'{"prompt": "a", "img_size": 256}', "img_size"),
         (b'{"prompt": "a", "seed": -1}', "seed"),
+        (b'{"prompt": "a", "seed": "3"}', "seed"),
+        (b'{"prompt": "a", "guidance_scale": true}', "guidance_scale"),
         (b"[]", "body"),
         (b"{not json", "body"),
         (b"", "body"),
