@@ -10,8 +10,15 @@ from serving.http_app import build_http_app
 from shared.config import ModelConfig
 
 
-# Enough that the generators' queue, and not the ingress, decides what is too much.
-@serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+# Enough that the generators' queue, and not the ingress, decides what is too much. What is over it
+# all the same, Serve refuses by itself: in plain text, but with the status that clients know. The
+# ingress is quick to refuse others, so there is soon room again.
+@serve.deployment(
+    max_ongoing_requests=1000,
+    max_queued_requests=1000,
+    backpressure_config={"status_code": 429, "retry_after_s": 1},
+    ray_actor_options={"num_cpus": 0},
+)
 @serve.ingress()
 class Ingress:
     def __init__(self, generator: DeploymentHandle, model: ModelConfig, http: HttpConfig) -> None:
