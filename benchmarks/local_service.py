@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ class LocalService:
             num_cpus=8,  # replicas side by side, whatever the machine has
             dashboard_port=dashboard,
             log_to_driver=False,
-            logging_level="error",
+            logging_level="critical",
         )
         serve.start(http_options={"host": "127.0.0.1", "port": port})
 
@@ -53,9 +54,11 @@ class LocalService:
             time.sleep(0.2)
 
     def processes(self, deployment: str) -> list[psutil.Process]:
-        """Of the replicas of `deployment`, those that have loaded."""
-        title = f"ray::ServeReplica:{_APPLICATION}:{deployment}"
-        return [p for p in psutil.Process().children(recursive=True) if _title(p) == title]
+        """Of the replicas of `deployment` that take requests."""
+        with urllib.request.urlopen(f"{self._dashboard}/api/serve/applications/") as answer:
+            details = json.load(answer)["applications"][_APPLICATION]["deployments"][deployment]
+        running = [each["pid"] for each in details["replicas"] if each["state"] == "RUNNING"]
+        return [psutil.Process(pid) for pid in running if psutil.pid_exists(pid)]
 
     def _deployed_at(self) -> float:
         found = serve.status().applications.get(_APPLICATION)
@@ -70,7 +73,10 @@ class LocalService:
 @contextmanager
 def local_service(*, num_generators: int = 1, **args: Any) -> Iterator[LocalService]:
     """Of the bundled model, with these arguments of the service."""
-    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as folder:
+    # Short, since it holds sockets; and the last processes may still be writing into it.
+    with tempfile.TemporaryDirectory(
+        prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
         service = LocalService(Path(folder))
         try:
@@ -78,13 +84,6 @@ def local_service(*, num_generators: int = 1, **args: Any) -> Iterator[LocalServ
             yield service
         finally:
             ray.shutdown()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return process.cmdline()[0]
-    except (psutil.Error, IndexError):
-        return ""
 
 
 def _free_port() -> int:

@@ -11,11 +11,9 @@ import collections
 import contextlib
 import hashlib
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
-import psutil
 from local_service import LocalService, local_service
 
 NUM_CLIENTS = 8
@@ -36,35 +34,40 @@ async def try_everything(service: LocalService, options: argparse.Namespace) -> 
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=service.url, timeout=600, limits=limits) as client:
         expected = await ask_all(client, options.requests)
-        print(f"undisturbed: {options.requests} requests, {summary(expected, expected)}", flush=True)
+        say(f"undisturbed: {summary(expected, expected)}")
+        await kill(client, expected, service, options.kill_every)
+        await deploy(client, expected, service)
+        await leave(client, expected)
 
-        killed = collections.Counter[int]()
 
-        async def kill_one() -> None:
-            processes = service.processes("Generator")
-            if processes:
-                victim = random.choice(processes)
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    victim.kill()
-                    killed[victim.pid] += 1
+async def kill(
+    client: httpx.AsyncClient, expected: list[Answer], service: LocalService, every_s: float
+) -> None:
+    killed = set[int]()
 
-        async with again_and_again(kill_one, every_s=options.kill_every):
-            answers = await ask_all(client, options.requests)
-        print(f"kill -9 of {len(killed)} generators, one every {options.kill_every:g} s: "
-              f"{summary(answers, expected)}", flush=True)
+    async def kill_one() -> None:
+        for victim in service.processes("Generator")[:1]:
+            victim.kill()
+            killed.add(victim.pid)
 
-        numbers = iter(range(1, 1000))
+    async with again_and_again(kill_one, every_s):
+        answers = await ask_all(client, len(expected))
+    say(f"kill -9 of {len(killed)} generators, {every_s:g} s apart: {summary(answers, expected)}")
 
-        async def deploy_another() -> None:
-            # Another number of places is another version of every replica.
-            engine = {"max_queued": 256 + next(numbers)}
-            await asyncio.to_thread(service.deploy, num_generators=2, engine=engine)
 
-        async with again_and_again(deploy_another, every_s=1):
-            answers = await ask_all(client, options.requests)
-        print(f"serve deploy {next(numbers) - 1} times: {summary(answers, expected)}", flush=True)
+async def deploy(client: httpx.AsyncClient, expected: list[Answer], service: LocalService) -> None:
+    number = 0
 
-        await leave(client, expected, service)
+    async def deploy_another() -> None:
+        nonlocal number
+        # Another number of places is another version of every replica.
+        engine = {"max_queued": 257 + number}
+        await asyncio.to_thread(service.deploy, num_generators=2, engine=engine)
+        number += 1
+
+    async with again_and_again(deploy_another, every_s=1):
+        answers = await ask_all(client, len(expected))
+    say(f"serve deploy {number} times: {summary(answers, expected)}")
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +100,7 @@ async def ask_all(client: httpx.AsyncClient, number: int) -> list[Answer]:
 
 
 async def ask(client: httpx.AsyncClient, seed: int) -> Answer:
-    request = {"prompt": "twin peaks", "width": 128, "height": 128, "seed": seed}
+    request = {"prompt": "twin peaks", "width": 64, "height": 64, "seed": seed}
     try:
         response = await client.post("/imagine", json=request)
     except httpx.HTTPError as error:
@@ -105,7 +108,7 @@ async def ask(client: httpx.AsyncClient, seed: int) -> Answer:
     return str(response.status_code), hashlib.sha256(response.content).hexdigest()
 
 
-async def leave(client: httpx.AsyncClient, expected: list[Answer], service: LocalService) -> None:
+async def leave(client: httpx.AsyncClient, expected: list[Answer]) -> None:
     """Clients that hang up at random times, among some that stay."""
 
     async def ask_and_leave(seed: int) -> None:
@@ -116,12 +119,14 @@ async def leave(client: httpx.AsyncClient, expected: list[Answer], service: Loca
     staying = [asyncio.create_task(ask(client, seed)) for seed in range(NUM_STAYING)]
     await asyncio.gather(*(ask_and_leave(seed) for seed in range(NUM_LEAVING)))
     answers = [await each for each in staying]
-    print(f"{NUM_LEAVING} clients left; the {NUM_STAYING} that stayed: "
-          f"{summary(answers, expected[:NUM_STAYING])}")
-    await asyncio.sleep(2)
-    for _ in range(6):
-        stats = (await client.get("/stats")).json()
-        print({name: stats[name] for name in ("num_in_flight", "num_waiting", "num_cancelled")})
+    say(
+        f"{NUM_LEAVING} clients left; those that stayed: {summary(answers, expected[:NUM_STAYING])}"
+    )
+    await asyncio.sleep(1)
+    # Each answer is that of either generator.
+    stats = [(await client.get("/stats")).json() for _ in range(20)]
+    taken = max(each["num_in_flight"] + each["num_waiting"] for each in stats)
+    say(f"  places still taken a second later: {taken}")
 
 
 def summary(answers: list[Answer], expected: list[Answer]) -> str:
@@ -130,9 +135,13 @@ def summary(answers: list[Answer], expected: list[Answer]) -> str:
     return f"answered {statuses}, {num_equal} of {len(answers)} the same bytes"
 
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=200, help="in each trial (%(default)s)")
+    parser.add_argument("--requests", type=int, default=400, help="in each trial (%(default)s)")
     parser.add_argument("--kill-every", type=float, default=5, help="seconds (%(default)s)")
     return parser.parse_args()
 

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from shared.config import ModelConfig
-from shared.engine.row_invariance import fixed_lines
+from shared.engine.row_invariance import rows_kept_apart
 from shared.pipeline import load_pipeline
 
 REFERENCE_ROWS = 8
@@ -33,8 +33,8 @@ def main() -> None:
     unet = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype)).unet
     print(f"{unet.device} {unet.dtype}, {torch.get_num_threads()} threads, {options.side} latents")
     report("as it is", unet, options.side)
-    with fixed_lines(unet):
-        report("with fixed lines", unet, options.side)
+    with rows_kept_apart(unet):
+        report("rows kept apart", unet, options.side)
 
 
 def report(name: str, unet: UNet2DConditionModel, side: int) -> None:

@@ -20,7 +20,7 @@ from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 logger = logging.getLogger(__name__)
 
 # A request may be the reason why its generators die: it gets no more of them than these.
-_MAX_TRIES = 3
+_MAX_TRIES = 5
 _TRYING_AGAIN = "a generator was lost, trying another one: %s"
 _ALL_LOST = f"{_MAX_TRIES} generators stopped while they rendered this"
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, EngineDead, Cancelled)

@@ -1,14 +1,20 @@
 """The search for a row rule, on modules whose dependence on the row count is known."""
 
+import itertools
+import subprocess
+import sys
+
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from shared.engine import step_batch
 from shared.engine.calls import ModuleCall, PipelineRun
-from shared.engine.row_invariance import COUNTS, default_rule, find_rule, fixed_lines
+from shared.engine.row_invariance import COUNTS, default_rule, find_rule, rows_kept_apart
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
+from shared.pipeline import load_pipeline
+from tests.conftest import REPO
 from tests.small_models import small_stable_diffusion
 
 
@@ -52,15 +58,47 @@ def test_where_nothing_agrees_one_count_is_the_rule() -> None:
 
 def test_the_assumed_rule_holds_here() -> None:
     unet: UNet2DConditionModel = small_stable_diffusion().unet
-    with fixed_lines(unet):
+    with rows_kept_apart(unet):
         found = find_rule(described(unet, encoder_hidden_states=torch.randn(1, 77, 32)))
     assert set(COUNTS) & set(default_rule(unet.device).counts) <= set(found.counts)
+
+
+def test_the_assumed_rule_holds_with_other_numbers_of_threads() -> None:
+    # In a process of its own: threads that have been started slow down all later forwards.
+    code = "from tests.test_row_invariance import *; check_the_assumed_rule([1, 2, 3, 4])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def check_the_assumed_rule(numbers: list[int]) -> None:
+    """With so many threads each, and sizes that threads do not share evenly."""
+    unet: UNet2DConditionModel = load_pipeline().unet
+    text = torch.randn(1, 77, unet.config.cross_attention_dim)
+    with rows_kept_apart(unet):
+        for threads, side in itertools.product(numbers, (9, 16)):
+            torch.set_num_threads(threads)
+            assumed = default_rule(unet.device).counts
+            sample = torch.randn(1, 4, side, side)
+            counts = tuple(n for n in (2, 3, 5, 8, 14, 16, 20) if n in assumed)
+            found = find_rule(described(unet, sample=sample, encoder_hidden_states=text), counts)
+            assert found.counts == counts, (threads, side)
+
+
+def test_activations_do_not_depend_on_where_threads_meet() -> None:
+    # Rows of a size for which two threads often meet within a vector.
+    layer, rows = nn.SiLU(), torch.randn(37, 32, 41, 25)
+    with rows_kept_apart(layer):
+        expected = layer(rows[:1])
+        assert all(torch.equal(layer(rows[:n])[:1], expected) for n in range(1, 38))
+        whole = layer(rows)
+        assert all(torch.equal(layer(rows[n:])[0], whole[n]) for n in range(37))
+    assert (layer(rows) - whole).abs().max() < 1e-6
 
 
 def test_fixed_lines_give_a_line_the_same_bits_in_any_number() -> None:
     layer = nn.Linear(320, 1280)
     lines = torch.randn(40, 320)
-    with fixed_lines(layer):
+    with rows_kept_apart(layer):
         expected = layer(lines)
         assert all(torch.equal(layer(lines[:n]), expected[:n]) for n in range(1, 40))
     assert (layer(lines) - expected).abs().max() < 1e-5

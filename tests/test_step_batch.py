@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from shared.engine import step_batch
 from shared.engine.calls import ModuleCall, PipelineRun
-from shared.engine.row_invariance import default_rule, fixed_lines
+from shared.engine.row_invariance import default_rule, rows_kept_apart
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from tests.small_models import small_stable_diffusion
@@ -107,7 +107,7 @@ def test_what_has_no_line_per_row_is_shared_by_nobody(unet: UNet2DConditionModel
 @pytest.mark.parametrize("rows", [1, 2])
 def test_company_changes_no_bit(unet: UNet2DConditionModel, rows: int) -> None:
     rule = default_rule(unet.device)
-    with fixed_lines(unet):
+    with rows_kept_apart(unet):
         mine = call(unet, rows, seed=99)
         ((expected,),) = step_batch.forward([mine], rule)
         for company in range(1, MAX_COMPANY):

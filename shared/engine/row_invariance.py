@@ -1,19 +1,22 @@
 """Makes a row's bits independent of its company: the remedy, and the search for the row rule.
 
-Matrix products are cut differently for different sizes, and with them the order of additions. Two
+Matrix products are cut differently for different sizes, and with them the order of additions. Three
 things were found that keep a row's bits, whoever else is in the forward (docs/decisions.md):
 
 - Linear layers whose input has one line per row (embeddings of time and pooled text) run on a
   fixed number of lines. They are so small that this costs next to nothing.
+- On a CPU, activations are cut among threads only where a vector of elements ends.
 - The forward as a whole carries only certain numbers of rows: a `RowRule`, which differs from
   device to device and from dtype to dtype. `find_rule` searches it, `default_rule` assumes one.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.utils._pytree as pytree
+from diffusers.models.activations import GEGLU, GELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +24,11 @@ from shared.engine import step_batch
 from shared.engine.calls import replaced
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
+
+# torch's elementwise loops: a thread has at least so many elements (at::internal::GRAIN_SIZE), and
+# takes two vectors at once, of 64 bytes each in the widest processors.
+_GRAIN = 32768
+_VECTORS_BYTES = 128
 
 _LINEAR_LINES = 32
 _MOST_LINES = 64  # beyond, the lines are tokens and not rows
@@ -30,8 +38,13 @@ COUNTS = (*range(1, 17), *range(18, 33, 2))
 
 
 def default_rule(device: torch.device) -> RowRule:
-    """On a CPU any number of rows but one (measured on two); elsewhere a guess, to be searched."""
-    return RowRule(tuple(range(2, 33)) if device.type == "cpu" else (4, 8, 16, 32))
+    """On a CPU any number of rows but one (measured on three); elsewhere a guess, to be searched.
+
+    With a single thread, oneDNN has another algorithm for convolutions of 16 rows and more.
+    """
+    if device.type != "cpu":
+        return RowRule((4, 8, 16, 32))
+    return RowRule(tuple(range(2, 16 if torch.get_num_threads() == 1 else 33)))
 
 
 @torch.no_grad()
@@ -70,17 +83,21 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 @contextmanager
-def fixed_lines(module: nn.Module) -> Iterator[None]:
-    """Within it, the module's Linear layers take few lines in pieces of a fixed number."""
+def rows_kept_apart(module: nn.Module) -> Iterator[None]:
+    """Within it, the module's layers give a row the same bits, as far as they can by themselves."""
     with ExitStack() as stack:
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
-                stack.enter_context(replaced(layer, "forward", _in_pieces(layer)))
+                stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
+            elif isinstance(layer, nn.SiLU | nn.GELU):
+                stack.enter_context(replaced(layer, "forward", _evenly(layer.forward)))
+            elif isinstance(layer, GEGLU | GELU):
+                stack.enter_context(replaced(layer, "gelu", _evenly(layer.gelu)))
         yield
 
 
-def _in_pieces(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    own: Callable[[Tensor], Tensor] = layer.forward
+def _in_pieces(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A Linear layer that takes few lines in pieces of a fixed number."""
 
     def forward(lines: Tensor) -> Tensor:
         if lines.ndim != 2 or len(lines) > _MOST_LINES:
@@ -92,3 +109,43 @@ def _in_pieces(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
         return torch.cat([own(piece) for piece in pieces])[: len(lines)]
 
     return forward
+
+
+def _evenly(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """An activation whose elements are all computed by vectors.
+
+    What does not fill a vector at the end of a thread's share is computed one by one, by another
+    approximation of the exponential function; where that is depends on the number of rows.
+    """
+
+    def activate(elements: Tensor) -> Tensor:
+        if elements.device.type != "cpu":
+            return own(elements)
+        elements = elements.contiguous()  # torch's choice of kernel depends on it
+        unit = _VECTORS_BYTES // elements.element_size()
+        sizes = _even_pieces(elements.numel(), unit, torch.get_num_threads())
+        if len(sizes) == 1:
+            return own(elements)
+        pieces = elements.reshape(-1).split(sizes)
+        return torch.cat([own(piece) for piece in pieces]).reshape(elements.shape)
+
+    return activate
+
+
+@functools.lru_cache(maxsize=4096)
+def _even_pieces(numel: int, unit: int, threads: int) -> list[int]:
+    """Sizes that torch cuts into shares of whole units; the last is less than a unit a thread."""
+    sizes = []
+    while numel:
+        sizes.append(_even_size(numel, unit, threads))
+        numel -= sizes[-1]
+    return sizes
+
+
+def _even_size(numel: int, unit: int, threads: int) -> int:
+    while True:
+        shares = max(1, min(threads, -(-numel // _GRAIN)))
+        rest = numel % (shares * unit)
+        if shares == 1 or not rest:
+            return numel
+        numel -= rest

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shared.engine.calls import PipelineRun, current_run, parking, replaced
 from shared.engine.declarations import arguments_of
 from shared.engine.prompt_cache import PromptCache, caching
-from shared.engine.row_invariance import fixed_lines
+from shared.engine.row_invariance import rows_kept_apart
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def take_over(
             if arguments_of(module) is None:
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
             elif byte_identical:
-                stack.enter_context(fixed_lines(module))
+                stack.enter_context(rows_kept_apart(module))
             stack.enter_context(parking(module))
         vae = getattr(pipeline, "vae", None)
         if vae is not None:
