@@ -14,7 +14,7 @@ from batch.output_folder import OutputFolder
 from batch.plan import Plan, read_shard
 from batch.records import METADATA_SCHEMA, PlannedImage, failed_row, rendered_row, to_table
 from shared.config import EngineConfig, ModelConfig, Settings
-from shared.cpu_memory import KEEP_FREED_MEMORY
+from shared.cpu_workers import CPU_WORKER
 from shared.errors import EngineDead
 from shared.renderer import Renderer
 
@@ -71,7 +71,7 @@ def render_shards(
         fn_constructor_args=(output.location, model, counter),
         num_cpus=workers.num_cpus,
         num_gpus=workers.num_gpus,
-        runtime_env={"env_vars": KEEP_FREED_MEMORY},
+        runtime_env={"env_vars": CPU_WORKER},
         compute=ActorPoolStrategy(
             size=workers.concurrency,
             max_tasks_in_flight_per_actor=2 * _SHARDS_AT_ONCE,

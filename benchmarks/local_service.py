@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from serving.serve_environment import SERVE_ENVIRONMENT
+
+os.environ |= SERVE_ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"} | os.environ  # before Ray
+
 import psutil
 import ray
 from ray import serve
@@ -77,7 +81,7 @@ def local_service(*, num_generators: int = 1, **args: Any) -> Iterator[LocalServ
     with tempfile.TemporaryDirectory(
         prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
+        os.environ["RAY_TMPDIR"] = folder
         service = LocalService(Path(folder))
         try:
             service.deploy(num_generators=num_generators, **args)

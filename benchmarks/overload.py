@@ -114,7 +114,7 @@ def report(answers: Answers, peak: float, goodput: float) -> None:
     print(
         f"flood: {answers.statuses.total()} requests {dict(answers.statuses)}\n"
         f"  {goodput:.2f} pictures/s meanwhile, {goodput / peak:.1%} of the peak\n"
-        f"  refused after {statistics.median(slowest):.3f} s (median), at most {slowest[-1]:.3f} s\n"
+        f"  refused in {statistics.median(slowest):.3f} s (median), at most {slowest[-1]:.3f} s\n"
         f"  Retry-After from {min(answers.retry_after_s)} to {max(answers.retry_after_s)} s, "
         f"in {len(answers.retry_after_s)} of {len(slowest)} refusals"
     )

@@ -23,7 +23,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from shared.config import ModelConfig
-from shared.cpu_memory import KEEP_FREED_MEMORY
+from shared.cpu_workers import CPU_WORKER
 from shared.engine import DenoiseEngine
 from shared.engine.calls import replaced
 from shared.pipeline import load_pipeline
@@ -114,7 +114,7 @@ def in_thread(work: Callable[[], float]) -> float:
 
 if __name__ == "__main__":
     # malloc reads its settings when a process starts.
-    if os.environ.keys() >= KEEP_FREED_MEMORY.keys():
+    if os.environ.keys() >= CPU_WORKER.keys():
         main()
     else:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | CPU_WORKER)

@@ -8,6 +8,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from serving.serve_environment import SERVE_ENVIRONMENT
+
+os.environ |= SERVE_ENVIRONMENT | os.environ  # before Ray is imported; what is set already stays
+
 import ray
 from ray import serve
 

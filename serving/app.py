@@ -15,7 +15,7 @@ from serving.door import HttpConfig
 from serving.generator import Generator
 from serving.ingress import Ingress
 from shared.config import EngineConfig, ModelConfig, Settings
-from shared.cpu_memory import KEEP_FREED_MEMORY
+from shared.cpu_workers import CPU_WORKER
 
 
 def _http_from_environment() -> HttpConfig:
@@ -49,7 +49,7 @@ def build_app(args: ServiceArgs) -> Application:
         ray_actor_options={
             "num_cpus": _num_cpus(args),
             "num_gpus": args.num_gpus,
-            "runtime_env": {"env_vars": KEEP_FREED_MEMORY},
+            "runtime_env": {"env_vars": CPU_WORKER},
         },
     ).bind(args.model, args.engine)
     # A replica that is to go finishes what it has: nothing there takes longer than this.

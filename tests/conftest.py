@@ -11,10 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before ray is imported anywhere: a private folder (short: it holds sockets) and no login.
+from serving.serve_environment import SERVE_ENVIRONMENT
+
+# Before ray is imported anywhere: a private folder (short: it holds sockets), no login, and the
+# settings that the service has.
 RAY_FOLDER = Path(tempfile.mkdtemp(prefix="sdr-", dir="/tmp"))
 (RAY_FOLDER / "ray").mkdir()
-os.environ |= {
+os.environ |= SERVE_ENVIRONMENT | {
     "RAY_AUTH_MODE": "disabled",
     "RAY_TMPDIR": str(RAY_FOLDER),
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -16,6 +16,7 @@ from jobs.render import _parse
 from serving.app import ServiceArgs
 from serving.generator import Generator
 from serving.ingress import Ingress
+from serving.serve_environment import SERVE_ENVIRONMENT
 
 REPO = Path(__file__).resolve().parent.parent
 NESTED = {
@@ -39,7 +40,8 @@ def unknown_keys(application: dict[str, Any]) -> set[str]:
 
 
 def test_the_service_is_what_anyscale_and_serve_know() -> None:
-    ServiceConfig.from_yaml(str(REPO / "service.yaml"))
+    service = ServiceConfig.from_yaml(str(REPO / "service.yaml"))
+    assert service.env_vars == SERVE_ENVIRONMENT
     for application in read("service.yaml")["applications"]:
         assert unknown_keys(application) == set()
         ServeApplicationSchema.model_validate(application)

@@ -126,7 +126,7 @@ def _evenly(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         sizes = _even_pieces(elements.numel(), unit, torch.get_num_threads())
         if len(sizes) == 1:
             return own(elements)
-        pieces = elements.reshape(-1).split(sizes)
+        pieces = torch.split(elements.reshape(-1), sizes)
         return torch.cat([own(piece) for piece in pieces]).reshape(elements.shape)
 
     return activate

@@ -1,9 +1,10 @@
-"""What it brings to keep freed memory: the same pictures in processes that do and do not.
+"""What the workers' environment brings: the same pictures in processes with a setting and without.
 
-python benchmarks/freed_memory.py --sizes 128 256
+python benchmarks/cpu_workers.py --sizes 128 256
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -12,9 +13,14 @@ import subprocess
 import sys
 import time
 
-from shared.cpu_memory import KEEP_FREED_MEMORY
+from shared.cpu_workers import KEEP_FREED_MEMORY, SLEEP_BETWEEN_FORWARDS
 from shared.engine import DenoiseEngine
 from shared.pipeline import load_pipeline
+
+SETTINGS = {
+    "keep freed memory": KEEP_FREED_MEMORY,
+    "sleep between forwards": SLEEP_BETWEEN_FORWARDS,
+}
 
 
 def main() -> None:
@@ -27,21 +33,21 @@ def main() -> None:
     if options.child:
         print(json.dumps(render(options.sizes[0], options.requests)))
         return
-    for size in options.sizes:
+    for size, (name, settings) in itertools.product(options.sizes, SETTINGS.items()):
         pairs = [
-            [in_process(size, options.requests, env) for env in (KEEP_FREED_MEMORY, {})]
+            [in_process(size, options.requests, env) for env in (settings, {})]
             for _ in range(options.rounds)
         ]
-        keeping, returning = zip(*pairs, strict=True)
-        print(f"{size} px, {options.requests} requests of 20 steps, medians of {options.rounds}")
-        for name, runs in (("keeping", keeping), ("returning", returning)):
+        runs = dict(zip(("with", "without"), zip(*pairs, strict=True), strict=True))
+        print(f"{size} px, {options.requests} requests of 20 steps: {name}")
+        for side, each in runs.items():
             print(
-                f"  {name:10} {median(runs, 'seconds'):6.2f} s, "
-                f"{median(runs, 'page_faults') / 1000:8.1f} thousand page faults, "
-                f"at most {median(runs, 'max_mb'):.0f} MB"
+                f"  {side:8} {median(each, 'seconds'):6.2f} s, "
+                f"{median(each, 'page_faults') / 1000:8.1f} thousand page faults, "
+                f"at most {median(each, 'max_mb'):.0f} MB"
             )
-        ratio = median(returning, "seconds") / median(keeping, "seconds")
-        print(f"  {ratio:.3f} times as fast")
+        ratios = [without["seconds"] / with_it["seconds"] for with_it, without in pairs]
+        print(f"  {statistics.median(ratios):.3f} times as fast (pair by pair)", flush=True)
 
 
 def median(runs: tuple[dict[str, float], ...], key: str) -> float:

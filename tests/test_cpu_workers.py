@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from shared.cpu_memory import KEEP_FREED_MEMORY
+from shared.cpu_workers import KEEP_FREED_MEMORY
 
 PAGE_FAULTS_OF_A_THREAD = """
 import resource, threading

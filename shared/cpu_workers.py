@@ -1,0 +1,18 @@
+"""Environment of processes that compute on a CPU; each setting's worth is in docs/decisions.md."""
+
+# glibc's malloc keeps what is freed, and does so in its one arena: those of other threads cannot
+# hold what is larger than 64 MiB. A forward frees hundreds of large activations and asks for the
+# same ones again; each time that they went back to the system meanwhile, it clears their pages
+# anew. Other C libraries ignore it.
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+}
+
+# libgomp's threads wait for their next share in a busy loop. This is long enough for the next
+# layer, and not for the next forward: meanwhile the processor is wanted by pipelines' own code, by
+# the picture that is being encoded, and by whoever answers. Other OpenMP libraries ignore it.
+SLEEP_BETWEEN_FORWARDS = {"GOMP_SPINCOUNT": "10000"}
+
+CPU_WORKER = KEEP_FREED_MEMORY | SLEEP_BETWEEN_FORWARDS
