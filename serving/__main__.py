@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import ipaddress
 import os
 import signal
 import socket
@@ -58,7 +59,10 @@ def _serve_until_stopped(options: argparse.Namespace, model: ModelConfig, addres
         ray.init(address=address)
         serve.start(http_options={"host": options.host, "port": options.port})
         num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        serve.run(build_app(ServiceArgs(model=model, num_gpus=num_gpus)))
+        args = ServiceArgs(model=model, num_gpus=num_gpus)
+        serve.run(build_app(args))
+        if not args.http.token_hashes and not _is_loopback(options.host):
+            print("\nWARNING: NO TOKEN IS ASKED FOR: whoever comes can render. Set API_TOKEN.")
         print(f"\nReady: http://{_shown(options.host)}:{options.port} (Ctrl-C to stop)", flush=True)
         signal.pause()
     except KeyboardInterrupt:
@@ -83,6 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     return parser.parse_args(arguments)
+
+
+def _is_loopback(host: str) -> bool:
+    *_, address = socket.getaddrinfo(host, None)[0]
+    return ipaddress.ip_address(address[0]).is_loopback
 
 
 def _try_to_bind(host: str, port: int) -> None:

@@ -17,6 +17,9 @@ from serving.ingress import Ingress
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_workers import CPU_WORKER
 
+# Calls of a generator that are short: its counters, and refusals.
+_SPARE = 16
+
 
 def _http_from_environment() -> HttpConfig:
     tokens = tokens_from_environment(os.environ)
@@ -43,8 +46,9 @@ class ServiceArgs(Settings):
 def build_app(args: ServiceArgs) -> Application:
     """An ingress in front of generators; `deployments:` in a Serve config scales either."""
     generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
-        # All that the engine takes: it knows best who waits for whom, and how long.
-        max_ongoing_requests=args.engine.max_in_flight + args.engine.max_queued,
+        # More than the engine takes: it knows best whom to refuse, and is still to be asked how
+        # it is when it is full.
+        max_ongoing_requests=args.engine.max_in_flight + args.engine.max_queued + _SPARE,
         max_queued_requests=args.max_queued_requests,
         ray_actor_options={
             "num_cpus": _num_cpus(args),

@@ -47,8 +47,11 @@ class UnknownModel(Exception):
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    for error_type, handler in _HANDLERS.items():
-        app.add_exception_handler(error_type, handler)
+    async def answer(request: Request, error: Exception) -> JSONResponse:  # else in a thread
+        return answer_to(request, error)
+
+    for error_type in _HANDLERS:
+        app.add_exception_handler(error_type, answer)
 
 
 def answer_to(request: Request, error: Exception) -> JSONResponse:

@@ -57,11 +57,14 @@ def _holes(image: Image.Image) -> Image.Image:
 
 
 def _open(data: bytes, field: str, max_pixels: int) -> Image.Image:
+    too_large = InvalidRequest(field, f"has more than {max_pixels} pixels")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise InvalidRequest(field, f"has more than {max_pixels} pixels")
+                raise too_large
             return _decoded(data)
+    except Image.DecompressionBombError:  # more than Pillow opens at all
+        raise too_large from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         if isinstance(error, InvalidRequest):
             raise

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +40,16 @@ def file(image: Image.Image, format: str = "png") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format=format)
     return buffer.getvalue()
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG that says that it is so large, of a few bytes."""
+    fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", fields), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
 
 
 GRADIENT = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
@@ -110,6 +122,7 @@ def test_an_edit_is_streamed(client: OpenAI) -> None:
         ({"image": file(GRADIENT)[:200]}, "image"),
         ({"image": file(GRADIENT, "gif")}, "image"),
         ({"image": file(GRADIENT.resize((400, 400)))}, "image"),
+        ({"image": header(20_000, 20_000)}, "image"),
         ({"image": [file(GRADIENT), file(GRADIENT)]}, "image"),
         ({"mask": file(GRADIENT)}, "mask"),
         ({"mask": file(LEFT_HALF.resize((64, 64)))}, "mask"),

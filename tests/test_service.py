@@ -1,10 +1,13 @@
 """The HTTP door on a real Serve instance, called with real HTTP."""
 
 import asyncio
+import contextlib
 import io
 import os
+import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +86,7 @@ def test_headers_name_the_picture(host: str, profile: ModelProfile) -> None:
     assert response.headers["X-Seed"] == str(request.seed)
     assert response.headers["X-Image-Id"] == request.image_id(profile.fingerprint)
     assert response.headers["X-Model"] == "postcard"
+    assert response.headers["X-Request-ID"]
     assert response.headers["X-Model-Fingerprint"] == profile.fingerprint
     assert "render;dur=" in response.headers["Server-Timing"]
 
@@ -263,6 +267,61 @@ def test_the_page_the_docs_and_the_health_check_answer(host: str) -> None:
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
 
 
+def test_many_that_leave_disturb_nobody_and_leave_nothing_behind(host: str) -> None:
+    request = {"prompt": "a", "width": 64, "height": 64}
+    expected = [
+        requests.post(f"{host}/imagine", json=request | {"seed": seed}, timeout=60).content
+        for seed in range(5)
+    ]
+
+    async def leave(client: httpx.AsyncClient, seed: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(random.uniform(0, 4)):
+                await client.post(f"{host}/imagine", json=request | {"seed": seed})
+
+    async def storm() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+            leaving = [leave(client, 1000 + seed) for seed in range(100)]
+            staying = [
+                client.post(f"{host}/imagine", json=request | {"seed": seed}) for seed in range(5)
+            ]
+            return (await asyncio.gather(*leaving, *staying))[100:]
+
+    assert [response.content for response in asyncio.run(storm())] == expected
+    stats = requests.get(f"{host}/stats", timeout=10).json()
+    assert stats["num_cancelled"] > 0
+    for _ in range(50):
+        stats = requests.get(f"{host}/stats", timeout=10).json()
+        if stats["num_in_flight"] + stats["num_waiting"] == 0:
+            break
+        time.sleep(0.1)
+    assert stats["num_in_flight"] + stats["num_waiting"] == 0
+
+
+def test_a_service_deployed_anew_drops_nothing(host: str) -> None:
+    request = {"prompt": "a", "seed": 9} | SMALL
+    expected = requests.post(f"{host}/imagine", json=request, timeout=60).content
+    is_deployed = threading.Event()
+
+    def ask_meanwhile() -> list[requests.Response]:
+        answers = []
+        while not is_deployed.is_set():
+            answers.append(requests.post(f"{host}/imagine", json=request, timeout=120))
+        return answers
+
+    with ThreadPoolExecutor(4) as threads:
+        clients = [threads.submit(ask_meanwhile) for _ in range(4)]
+        before = _generator_pid("open")
+        changed = ServiceArgs(num_cpus=2, engine=EngineConfig(max_queued=99))
+        serve.run(build_app(changed), name="open")
+        is_deployed.set()
+        answers = [answer for client in clients for answer in client.result()]
+    assert _generator_pid("open") != before
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.content for answer in answers} == {expected}
+
+
 def test_serve_build_takes_the_bound_application(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     command = [BIN / "serve", "build"]
@@ -276,7 +335,6 @@ def test_serve_build_takes_the_bound_application(tmp_path: Path) -> None:
 
 
 def _pipeline_kwargs(request: dict[str, Any]) -> dict[str, Any]:
-
     generator = torch.Generator().manual_seed(request.pop("seed"))
     request.pop("scheduler")
     return request | {"generator": generator, "output_type": "np"}
