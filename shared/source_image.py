@@ -3,7 +3,7 @@
 import hashlib
 import io
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
 from shared.errors import InvalidRequest
@@ -60,15 +60,13 @@ def _open(data: bytes, field: str, max_pixels: int) -> Image.Image:
     too_large = InvalidRequest(field, f"has more than {max_pixels} pixels")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise too_large
-            return _decoded(data)
+            if image.width * image.height <= max_pixels:
+                return _decoded(data)
     except Image.DecompressionBombError:  # more than Pillow opens at all
         raise too_large from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
+    except Exception as error:  # of a broken file Pillow may raise anything, a TypeError too
         raise InvalidRequest(field, "is no readable PNG, JPEG or WebP file") from error
+    raise too_large
 
 
 def _decoded(data: bytes) -> Image.Image:
