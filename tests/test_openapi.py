@@ -32,6 +32,10 @@ load_all_checks()
 UNKNOWN_TO_IT = [CHECKS.get_one("positive_data_acceptance")]
 
 
+# Made up, they are no HTTP: the server refuses such a request before the application sees it.
+OF_HTTP_ITSELF = {"connection", "content-length", "expect", "host", "transfer-encoding", "upgrade"}
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("model")
@@ -50,9 +54,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=int(os.environ.get("CASES", "200")), deadline=None)
+@settings(max_examples=int(os.environ.get("CASES", "200")), deadline=None, derandomize=True)
 def test_every_answer_keeps_to_the_document(case: Case, host: str) -> None:
     assume([] not in case.query.values())  # is sent as nothing, and so not refused
+    assume(not {name.lower() for name in case.headers} & OF_HTTP_ITSELF)
     _give_it_time(case)
     case.call_and_validate(base_url=host, headers=TOKEN, excluded_checks=UNKNOWN_TO_IT)
 
