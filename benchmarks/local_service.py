@@ -23,6 +23,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 _APPLICATION = "imagine"
+_NUM_CPUS = os.cpu_count() or 1
 
 
 class LocalService:
@@ -35,7 +36,7 @@ class LocalService:
         self._dashboard = f"http://127.0.0.1:{dashboard}"
         ray.init(
             address="local",
-            num_cpus=8,  # replicas side by side, whatever the machine has
+            num_cpus=4 * _NUM_CPUS,  # more than there are: old and new replicas side by side
             dashboard_port=dashboard,
             log_to_driver=False,
             logging_level="critical",
@@ -47,7 +48,7 @@ class LocalService:
         application = {
             "name": _APPLICATION,
             "import_path": "serving.app:build_app",
-            "args": {"num_cpus": 2 / num_generators, **args},
+            "args": {"num_cpus": _NUM_CPUS / num_generators, **args},
             "deployments": [{"name": "Generator", "num_replicas": num_generators}],
         }
         self._config.write_text(json.dumps({"applications": [application]}))

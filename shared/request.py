@@ -217,13 +217,13 @@ def _parse_lora(value: Any) -> Any:
     if not isinstance(value, str):
         return {} if value is None else value
     pairs = [each.rpartition(":") for each in value.split(",") if each.strip()]
+    wrong = ValueError("must be like name:0.8,name:1")
+    if not all(name.strip() for name, _, _ in pairs):
+        raise wrong
     try:
-        weights = {name.strip(): float(weight) for name, _, weight in pairs}
+        return {name.strip(): float(weight) for name, _, weight in pairs}
     except ValueError:
-        weights = {"": 0}
-    if "" in weights:
-        raise ValueError("must be like name:0.8,name:1")
-    return weights
+        raise wrong from None
 
 
 def canonical_json(value: Any) -> str:
