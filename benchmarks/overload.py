@@ -2,19 +2,20 @@
 
 python benchmarks/overload.py
 
-First as many clients as keep it busy, then the flood, twice: the second shows whether memory stays.
-Speed is taken from the engine's own count of denoised rows, between two moments in which it is
-busy: pictures come in bursts, and a minute has few of them. What is let in is finished, or its
-status says so.
+As many clients as keep it busy ask all the time; the flood comes and goes beside them, a minute
+each, and the engine's rows per second are compared with those of the minute before. Pictures have
+all numbers of steps, so that they come evenly. Client, proxy, ingress and engine share this
+machine: of small pictures ten times as many come, and that costs more (docs/decisions.md).
 """
 
 import argparse
 import asyncio
 import collections
 import contextlib
+import random
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import httpx
@@ -24,101 +25,106 @@ from local_service import LocalService, local_service
 ENGINE = {"max_in_flight": 16, "max_queued": 16}
 MAX_QUEUED_REQUESTS = 16
 BUSY_CLIENTS = 24
-WARM_UP_S = 5
+WARM_UP_S = 10
+
+Request = dict[str, object]
 
 
 @dataclass
 class Answers:
-    """Of one phase: what everyone was told, how fast, and how fast the engine was meanwhile."""
+    """What those who came in a flood were told, and when."""
 
+    callers: list[asyncio.Task[None]] = field(default_factory=list)
     statuses: collections.Counter[str] = field(default_factory=collections.Counter)
     refused_after_s: list[float] = field(default_factory=list)
     retry_after_s: list[int] = field(default_factory=list)
-    rows_per_s: float = 0.0
+
+
+@dataclass
+class Speed:
+    """Of the service as a whole, over one phase."""
+
+    rows_per_s: float
+    pictures_per_s: float
 
 
 def main() -> None:
     options = _parse()
-    request = {
-        "prompt": "twin peaks",
-        "width": options.size,
-        "height": options.size,
-        "num_inference_steps": options.steps,
-    }
+    chance = random.Random(1)
+
+    def request() -> Request:
+        return {
+            "prompt": "twin peaks",
+            "width": options.size,
+            "height": options.size,
+            "num_inference_steps": chance.randint(options.steps // 2, options.steps * 3 // 2),
+        }
+
     with local_service(engine=ENGINE, max_queued_requests=MAX_QUEUED_REQUESTS) as service:
-        asyncio.run(measure(service, request, options.seconds, options.times))
+        asyncio.run(measure(service, request, options))
 
 
 async def measure(
-    service: LocalService, request: dict[str, object], seconds: float, times: float
+    service: LocalService, request: Callable[[], Request], options: argparse.Namespace
 ) -> None:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=service.url, timeout=600, limits=limits) as client:
-        await closed_loop(client, request, seconds=WARM_UP_S)
-        started = time.perf_counter()
-        busy = await closed_loop(client, request, seconds)
-        pictures_per_s = busy.statuses["200"] / (time.perf_counter() - started)
-        print(
-            f"peak: {busy.rows_per_s:.0f} rows/s, {pictures_per_s:.2f} pictures/s with "
-            f"{BUSY_CLIENTS} clients; {memory(service)}",
-            flush=True,
-        )
-        for _ in range(2):
-            flood = await open_loop(client, request, seconds, rate=times * pictures_per_s)
-            report(flood, busy)
-            print(f"  afterwards: {memory(service)}", flush=True)
-
-
-@contextlib.asynccontextmanager
-async def watching(client: httpx.AsyncClient, answers: Answers) -> AsyncIterator[None]:
-    """Within it the engine's speed is taken, but for the first seconds, in which it fills up."""
-
-    async def rows() -> tuple[float, int]:
-        stats = (await client.get("/stats")).json()
-        return time.perf_counter(), stats["num_rows"]
-
-    async def begin() -> tuple[float, int]:
+        clients = [asyncio.create_task(ask_again(client, request)) for _ in range(BUSY_CLIENTS)]
         await asyncio.sleep(WARM_UP_S)
-        return await rows()
-
-    beginning = asyncio.create_task(begin())
-    yield
-    (began, before), (ended, after) = await beginning, await rows()
-    answers.rows_per_s = (after - before) / (ended - began)
-
-
-async def closed_loop(
-    client: httpx.AsyncClient, request: dict[str, object], seconds: float
-) -> Answers:
-    """Each client asks again as soon as it has its picture."""
-    answers = Answers()
-    end = time.perf_counter() + seconds
-
-    async def ask_again() -> None:
-        while time.perf_counter() < end:
-            await ask(client, request, answers)
-
-    async with asyncio.TaskGroup() as group, watching(client, answers):
-        for _ in range(BUSY_CLIENTS):
-            group.create_task(ask_again())
-        await asyncio.sleep(seconds)
-    return answers
+        ratios = []
+        for _ in range(options.floods):
+            busy = await speed_during(client, asyncio.sleep(options.seconds))
+            print(f"busy: {shown(busy)}; {memory(service)}", flush=True)
+            answers = Answers()
+            rate = options.times * busy.pictures_per_s
+            flood = await speed_during(
+                client, come(client, request, answers, rate, options.seconds)
+            )
+            ratios.append(flood.rows_per_s / busy.rows_per_s)
+            print(f"flood: {shown(flood)}, {ratios[-1]:.1%} of it; {memory(service)}", flush=True)
+            await asyncio.gather(*answers.callers)
+            report(answers)
+        print(f"goodput in a flood: {statistics.mean(ratios):.1%} of the peak")
+        for each in clients:
+            each.cancel()
 
 
-async def open_loop(
-    client: httpx.AsyncClient, request: dict[str, object], seconds: float, rate: float
-) -> Answers:
-    """Requests come as they come, whatever became of those before."""
-    answers = Answers()
+async def speed_during(client: httpx.AsyncClient, phase: Awaitable[None]) -> Speed:
+    started, before = time.perf_counter(), await counters(client)
+    await phase
+    seconds, after = time.perf_counter() - started, await counters(client)
+    rows, pictures = (after[name] - before[name] for name in ("num_rows", "num_completed"))
+    return Speed(rows / seconds, pictures / seconds)
+
+
+async def counters(client: httpx.AsyncClient) -> dict[str, int]:
+    found: dict[str, int] = (await client.get("/stats")).json()
+    return found
+
+
+async def ask_again(client: httpx.AsyncClient, request: Callable[[], Request]) -> None:
+    """A client that asks again as soon as it has its picture, or a second after a refusal."""
+    while True:
+        response = await client.post("/imagine", json=request())
+        if response.status_code != 200:
+            await asyncio.sleep(1)
+
+
+async def come(
+    client: httpx.AsyncClient,
+    request: Callable[[], Request],
+    answers: Answers,
+    rate: float,
+    seconds: float,
+) -> None:
+    """Requests come as they come, `rate` in a second, whatever became of those before."""
     started = time.perf_counter()
-    async with asyncio.TaskGroup() as group, watching(client, answers):
-        for number in range(int(rate * seconds)):
-            await asyncio.sleep(started + number / rate - time.perf_counter())
-            group.create_task(ask(client, request, answers))
-    return answers
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(started + number / rate - time.perf_counter())
+        answers.callers.append(asyncio.create_task(ask(client, request(), answers)))
 
 
-async def ask(client: httpx.AsyncClient, request: dict[str, object], answers: Answers) -> None:
+async def ask(client: httpx.AsyncClient, request: Request, answers: Answers) -> None:
     started = time.perf_counter()
     try:
         response = await client.post("/imagine", json=request)
@@ -133,15 +139,19 @@ async def ask(client: httpx.AsyncClient, request: dict[str, object], answers: An
             answers.retry_after_s.append(int(response.headers["Retry-After"]))
 
 
-def report(flood: Answers, busy: Answers) -> None:
+def report(flood: Answers) -> None:
     slowest = sorted(flood.refused_after_s)
     print(
-        f"flood: {flood.statuses.total()} requests, answered {dict(flood.statuses)}\n"
-        f"  {flood.rows_per_s:.0f} rows/s, {flood.rows_per_s / busy.rows_per_s:.1%} of the peak\n"
+        f"  {flood.statuses.total()} requests, answered {dict(flood.statuses)}\n"
         f"  refused in {statistics.median(slowest):.3f} s (median), at most {slowest[-1]:.3f} s\n"
         f"  Retry-After from {min(flood.retry_after_s)} to {max(flood.retry_after_s)} s, "
-        f"in {len(flood.retry_after_s)} of {len(slowest)} refusals"
+        f"in {len(flood.retry_after_s)} of {len(slowest)} refusals",
+        flush=True,
     )
+
+
+def shown(speed: Speed) -> str:
+    return f"{speed.rows_per_s:.1f} rows/s, {speed.pictures_per_s:.2f} pictures/s"
 
 
 def memory(service: LocalService) -> str:
@@ -156,8 +166,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--times", type=float, default=10, help="of the peak (%(default)s)")
+    parser.add_argument("--floods", type=int, default=2, help="one after another (%(default)s)")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="half as many to half as many more")
     return parser.parse_args()
 
 
