@@ -91,19 +91,25 @@ class Dispatcher:
     @contextmanager
     def _carrying(self, request: CanonicalRequest) -> Iterator[None]:
         """Count it as under way, and turn what Serve, asyncio and the engine raise into ours."""
+        if self._load.is_full:  # in a flood, asking is what costs most
+            raise self._overloaded()
         try:
             with self._load.carrying(request.pixel_steps):
                 yield
         except TimeoutError:
             raise DeadlineExceeded("it was not finished in the time that it had") from None
         except (BackPressureError, QueueFull):
-            raise Overloaded(self._load.seconds_to_clear()) from None
+            self._load.refused()
+            raise self._overloaded() from None
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(self._load.seconds_to_clear())
 
     async def _answer(self, response: DeploymentResponse) -> Any:
         try:
             return await response
         except BackPressureError:
-            raise Overloaded(self._load.seconds_to_clear()) from None
+            raise self._overloaded() from None
 
 
 def _now() -> float:

@@ -1,4 +1,4 @@
-"""How long until the work under way is done: what a refused caller is told to wait."""
+"""Whether there is room for more work, and how long until what is under way is done."""
 
 import time
 from collections import deque
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 _WINDOW = 64
 # What is answered while nothing was finished yet, and the least there is.
 _LEAST_S = 1.0
+# So long a refusal stands, unless something ends before: room may have come that is not seen here.
+_FULL_FOR_S = 1.0
 
 
 class Load:
@@ -24,6 +26,7 @@ class Load:
         self._under_way = 0
         self._done: deque[tuple[float, int]] = deque()  # when, in busy seconds, and how much
         self._window_start = 0.0
+        self._full_until = clock()
 
     @contextmanager
     def carrying(self, work: int) -> Iterator[None]:
@@ -39,6 +42,15 @@ class Load:
         finally:
             self._tick()
             self._under_way -= work
+            self._full_until = self._now
+
+    def refused(self) -> None:
+        """A generator had no room: nobody else need ask until something ends, or for a second."""
+        self._full_until = self._clock() + _FULL_FOR_S
+
+    @property
+    def is_full(self) -> bool:
+        return self._clock() < self._full_until
 
     def seconds_to_clear(self) -> float:
         """Until all that is under way is done, at the speed so far; at least a second."""

@@ -74,3 +74,49 @@ def test_nobody_is_told_to_come_back_at_once(clock: Clock) -> None:
     with load.carrying(10):
         clock.now += 5
     assert load.seconds_to_clear() == 1
+
+
+def test_a_refusal_stands_until_something_ends(clock: Clock) -> None:
+    load = Load(clock)
+    with load.carrying(50):
+        load.refused()
+        assert load.is_full
+        clock.now += 0.5
+        assert load.is_full
+    assert not load.is_full
+
+
+def test_a_refusal_stands_for_no_longer_than_a_second(clock: Clock) -> None:
+    load = Load(clock)
+    with load.carrying(50):
+        load.refused()
+        clock.now += 1.1
+        assert not load.is_full
+
+
+def test_a_caller_who_leaves_makes_room_too(clock: Clock) -> None:
+    load = Load(clock)
+
+    def leave() -> None:
+        with load.carrying(50):
+            load.refused()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
+    assert not load.is_full
+
+
+def test_who_is_refused_does_not_make_room(clock: Clock) -> None:
+    load = Load(clock)
+
+    def refuse() -> None:
+        try:
+            with load.carrying(50):
+                raise KeyError
+        except KeyError:
+            load.refused()
+
+    refuse()
+    clock.now += 0.5
+    assert load.is_full
