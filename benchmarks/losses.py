@@ -72,18 +72,22 @@ async def deploy(client: httpx.AsyncClient, expected: list[Answer], service: Loc
 
 @contextlib.asynccontextmanager
 async def again_and_again(disturb: Disturbance, every_s: float) -> AsyncIterator[None]:
-    async def disturb_forever() -> None:
-        while True:
-            await asyncio.sleep(every_s)
-            await disturb()
+    over = asyncio.Event()
 
-    task = asyncio.create_task(disturb_forever())
+    async def disturb_until_over() -> None:
+        while True:
+            try:
+                await asyncio.wait_for(over.wait(), every_s)
+                return
+            except TimeoutError:
+                await disturb()
+
+    task = asyncio.create_task(disturb_until_over())
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        over.set()
+        await task  # the last disturbance is not to reach into the next trial
 
 
 async def ask_all(client: httpx.AsyncClient, number: int) -> list[Answer]:
