@@ -1,4 +1,4 @@
-"""Plan: every input row becomes a canonical request in a shard, or a rejected row with its reason.
+"""Plan: every input row becomes canonical requests in a shard, or a rejected row with its reason.
 
 One pass over the input, in its order, a shard at a time. The same input and settings give the same
 plan, so a plan that was interrupted is simply made again.
@@ -6,28 +6,25 @@ plan, so a plan that was interrupted is simply made again.
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
-from pydantic import PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 
-from batch.output_folder import LocationUnusable, OutputFolder, resolve
-from batch.records import PLAN_SCHEMA, REJECTED_SCHEMA, PlannedImage, to_table
+from batch.output_folder import OutputFolder
+from batch.prompts import REPEATS, InputFile, PromptTable
+from batch.records import PLAN_SCHEMA, REJECTED_SCHEMA, PlannedImage, beside, to_table
 from shared.config import Settings
 from shared.errors import InvalidRequest
 from shared.model_profile import ModelProfile
-from shared.request import ImageRequest, canonical_json, parse_request
+from shared.request import MAX_SEED, canonical_json, parse, parse_request
 
 MARKER = "plan/run.json"
-# Input rows held in memory at once; rejected rows are written in files of up to this many.
-_ROWS_AT_ONCE = 1024
-
-
-class InputUnusable(LocationUnusable):
-    """The input is not there, is not Parquet, or has no prompts."""
+_CLAIMS = "plan/claims"
+# Rejected rows are written in files of this many.
+_REJECTED_ROWS = 1024
 
 
 class DifferentRun(ValueError):
@@ -41,25 +38,25 @@ class DifferentRun(ValueError):
 
     def __str__(self) -> str:
         return (
-            f"the output folder holds a run with {self.key} = {self.there}, not {self.here}; "
-            "choose another folder, or the same settings"
+            f"the output folder holds a run with {self.key} = {_brief(self.there)}, "
+            f"not {_brief(self.here)}; choose another folder, or the same settings"
         )
 
 
-class InputFile(Settings):
-    """A file of the input, as it was when the plan was made."""
-
-    name: str
-    sha256: str
-
-
 class RunSettings(Settings):
-    """What decides the pictures of a run: a folder holds one of these."""
+    """What decides the pictures of a run: a folder holds one of these.
+
+    `columns` are the input's columns that hold a field of another name, by field. Of the input
+    the first `limit` rows count, each for `num_images_per_prompt` pictures if it does not say.
+    """
 
     input_files: tuple[InputFile, ...]
+    columns: dict[str, str] = Field(default={})
+    limit: PositiveInt | None = None
     model: ModelProfile
     dtype: str
     seed: int
+    num_images_per_prompt: PositiveInt = 1
     shard_rows: PositiveInt
 
     def require_same(self, other: "RunSettings") -> None:
@@ -77,11 +74,14 @@ class Plan(Settings):
     num_planned: int
     num_rejected: int
     num_shards: int
-    unused_columns: tuple[str, ...]
 
     @property
     def shards(self) -> list[str]:
         return [shard_name(i) for i in range(self.num_shards)]
+
+    @property
+    def rejected_files(self) -> list[str]:
+        return [_rejected_file(i) for i in range(math.ceil(self.num_rejected / _REJECTED_ROWS))]
 
     def num_images(self, shards: Collection[str]) -> int:
         """How many pictures `shards` hold; only the last of all can be short."""
@@ -95,10 +95,6 @@ def shard_name(index: int) -> str:
     return f"{index:06d}"
 
 
-def shard_file(shard: str) -> str:
-    return f"plan/shards/{shard}.parquet"
-
-
 def read_plan(output: OutputFolder) -> Plan | None:
     """The finished plan in a folder, if there is one."""
     if not output.exists(MARKER):
@@ -106,162 +102,157 @@ def read_plan(output: OutputFolder) -> Plan | None:
     return Plan.model_validate_json(output.read(MARKER))
 
 
-def read_shard(output: OutputFolder, shard: str) -> list[PlannedImage]:
-    return [PlannedImage.from_row(row) for row in output.read_table(shard_file(shard)).to_pylist()]
+def read_shard(output: OutputFolder, shard: str) -> pa.Table:
+    """The planned images of a shard, and the input's other columns beside them."""
+    return output.read_table(_shard_file(shard))
 
 
-def make_plan(source: "PromptTable", output: OutputFolder, settings: RunSettings) -> Plan:
+def make_plan(source: PromptTable, output: OutputFolder, settings: RunSettings) -> Plan:
     """The folder's plan: the one it holds, if it is of the same run, or a new one.
 
-    Raises DifferentRun if the folder holds another.
+    Raises DifferentRun if the folder holds another, or one is being planned into it just now.
     """
     existing = read_plan(output)
     if existing is not None:
         existing.settings.require_same(settings)
         return existing
-    writer = _PlanWriter(output, settings.shard_rows)
-    for source_row, row in source.rows():
-        try:
-            writer.add(_planned(source_row, row, settings))
-        except InvalidRequest as error:
-            writer.reject(source_row, row, error)
-    writer.flush()
-    plan = Plan(
-        settings=settings,
-        num_planned=writer.num_planned,
-        num_rejected=writer.num_rejected,
-        num_shards=math.ceil(writer.num_planned / settings.shard_rows),
-        unused_columns=source.unused_columns,
-    )
-    writer.delete_surplus()
+    with _claim(output, settings):
+        plan = _write_plan(source, output, settings)
     output.write(MARKER, plan.model_dump_json(indent=2).encode())
     return plan
 
 
-class PromptTable:
-    """The input: one Parquet file or a folder of them, local or at a URI."""
-
-    def __init__(self, location: str) -> None:
-        """Raises InputUnusable."""
-        self._location = location
-        self._filesystem, path = resolve(location)
-        with self._reading():
-            dataset = pads.dataset(path, filesystem=self._filesystem, format="parquet")
-            # The dataset itself takes its columns from the first file alone.
-            schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
-            schema = pa.unify_schemas(schemas, promote_options="permissive")
-            self._dataset = dataset.replace_schema(schema)
-        names = self._dataset.schema.names
-        if "prompt" not in names:
-            found = ", ".join(names) or "none"
-            raise InputUnusable(f"{location} has no column 'prompt'; its columns: {found}")
-        self._columns = [name for name in names if name in ImageRequest.model_fields]
-        self.unused_columns = tuple(name for name in names if name not in self._columns)
-
-    def files(self) -> tuple[InputFile, ...]:
-        with self._reading():
-            return tuple(self._describe(path) for path in self._dataset.files)
-
-    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Every row with its number, in the input's order; nulls and NaNs are left out."""
-        number = 0
-        with self._reading():
-            for batch in self._dataset.to_batches(columns=self._columns, batch_size=_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    present = {name: value for name, value in row.items() if not _is_null(value)}
-                    yield number, present
-                    number += 1
-
-    def _describe(self, path: str) -> InputFile:
-        with self._filesystem.open_input_file(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return InputFile(name=path.rsplit("/", 1)[-1], sha256=digest)
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise InputUnusable(f"cannot read {self._location} as Parquet: {error}") from error
+def _write_plan(source: PromptTable, output: OutputFolder, settings: RunSettings) -> Plan:
+    shards = _TableFiles(output, lambda i: _shard_file(shard_name(i)), settings.shard_rows)
+    rejected = _TableFiles(output, _rejected_file, _REJECTED_ROWS)
+    for rows in source.rows(settings.limit):
+        planned: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        offsets: list[int] = []
+        for offset, fields in enumerate(rows.fields):
+            try:
+                images = list(_planned(rows.first + offset, fields, settings))
+            except InvalidRequest as error:
+                refused.append(_rejected_row(rows.first + offset, fields, error))
+            else:
+                planned += [image.to_row() for image in images]
+                offsets += [offset] * len(images)
+        kept = rows.kept.take(pa.array(offsets, pa.int64()))
+        shards.add(beside(to_table(planned, PLAN_SCHEMA), kept))
+        rejected.add(to_table(refused, REJECTED_SCHEMA))
+    shards.finish()
+    rejected.finish()
+    return Plan(
+        settings=settings,
+        num_planned=shards.num_rows,
+        num_rejected=rejected.num_rows,
+        num_shards=shards.num_files,
+    )
 
 
-class _PlanWriter:
-    """Collects rows and writes them in files of a fixed number."""
+@contextmanager
+def _claim(output: OutputFolder, settings: RunSettings) -> Iterator[None]:
+    """Within it no other run is planned into the folder; a crash leaves it to this one.
 
-    def __init__(self, output: OutputFolder, shard_rows: int) -> None:
+    Each writes down who it is, and only then looks who else did: of two, none can miss the other.
+    """
+    content = canonical_json(settings.model_dump(mode="json")).encode()
+    own = f"{hashlib.sha256(content).hexdigest()}.json"
+    output.write(f"{_CLAIMS}/{own}", content)
+    try:
+        for name in output.list(_CLAIMS):
+            if name != own:
+                with suppress(FileNotFoundError):  # given up meanwhile
+                    there = RunSettings.model_validate_json(output.read(f"{_CLAIMS}/{name}"))
+                    there.require_same(settings)
+        yield
+    except BaseException:
+        output.delete(f"{_CLAIMS}/{own}")
+        raise
+
+
+class _TableFiles:
+    """Rows in files of a fixed number of them, named by `file_of` from 0 on."""
+
+    def __init__(
+        self, output: OutputFolder, file_of: Callable[[int], str], rows_per_file: int
+    ) -> None:
         self._output = output
-        self._shard_rows = shard_rows
-        self._planned: list[dict[str, Any]] = []
-        self._rejected: list[dict[str, Any]] = []
-        self.num_planned = 0
-        self.num_rejected = 0
+        self._file_of = file_of
+        self._rows_per_file = rows_per_file
+        self._waiting: list[pa.Table] = []
+        self.num_rows = 0
+        self.num_files = 0
 
-    def add(self, image: PlannedImage) -> None:
-        self._planned.append(image.to_row())
-        self.num_planned += 1
-        if len(self._planned) == self._shard_rows:
-            self._write_shard()
+    def add(self, table: pa.Table) -> None:
+        self.num_rows += table.num_rows
+        self._waiting.append(table)
+        while self.num_rows - self.num_files * self._rows_per_file >= self._rows_per_file:
+            self._write()
 
-    def reject(self, source_row: int, row: dict[str, Any], error: InvalidRequest) -> None:
-        self._rejected.append(
-            {
-                "source_row": source_row,
-                "field": error.field,
-                "reason": error.message,
-                "row": canonical_json({name: _printable(value) for name, value in row.items()}),
-            }
-        )
-        self.num_rejected += 1
-        if len(self._rejected) == _ROWS_AT_ONCE:
-            self._write_rejected()
+    def finish(self) -> None:
+        if self.num_rows > self.num_files * self._rows_per_file:
+            self._write()
 
-    def flush(self) -> None:
-        if self._planned:
-            self._write_shard()
-        if self._rejected:
-            self._write_rejected()
-
-    def delete_surplus(self) -> None:
-        """Delete what an interrupted plan with other settings has left behind."""
-        for folder, num_files in (
-            ("plan/shards", self.num_planned / self._shard_rows),
-            ("rejected", self.num_rejected / _ROWS_AT_ONCE),
-        ):
-            wanted = {f"{shard_name(i)}.parquet" for i in range(math.ceil(num_files))}
-            for name in set(self._output.list(folder)) - wanted:
-                self._output.delete(f"{folder}/{name}")
-
-    def _write_shard(self) -> None:
-        name = shard_name((self.num_planned - 1) // self._shard_rows)
-        self._output.write_table(shard_file(name), to_table(self._planned, PLAN_SCHEMA))
-        self._planned = []
-
-    def _write_rejected(self) -> None:
-        name = shard_name((self.num_rejected - 1) // _ROWS_AT_ONCE)
-        self._output.write_table(
-            f"rejected/{name}.parquet", to_table(self._rejected, REJECTED_SCHEMA)
-        )
-        self._rejected = []
+    def _write(self) -> None:
+        waiting = pa.concat_tables(self._waiting)
+        table = waiting.slice(0, self._rows_per_file).combine_chunks()
+        self._output.write_table(self._file_of(self.num_files), table)
+        self._waiting = [waiting.slice(self._rows_per_file)]
+        self.num_files += 1
 
 
-def _planned(source_row: int, row: dict[str, Any], settings: RunSettings) -> PlannedImage:
+class _Repeats(BaseModel):
+    num_images_per_prompt: int = Field(ge=1, le=100)
+
+
+def _planned(
+    source_row: int, fields: dict[str, Any], settings: RunSettings
+) -> Iterator[PlannedImage]:
     profile = settings.model
-    request = profile.canonical(parse_request(row), seed=_seed(settings.seed, source_row))
-    image_id = request.image_id(profile.fingerprint_for(request), source=str(source_row))
-    return PlannedImage(image_id, source_row, request)
+    request = parse_request({name: fields[name] for name in fields if name != REPEATS})
+    repeats = parse(_Repeats, {REPEATS: fields.get(REPEATS, settings.num_images_per_prompt)})
+    first = profile.canonical(request, seed=0)
+    for index in range(repeats.num_images_per_prompt):
+        if request.seed is None:
+            seed = _seed(settings.seed, source_row, index)
+        else:
+            seed = (request.seed + index) % (MAX_SEED + 1)
+        image = first.model_copy(update={"seed": seed})
+        image_id = image.image_id(profile.fingerprint_for(image), source=f"{source_row}:{index}")
+        yield PlannedImage(image_id, source_row, index, image)
 
 
-def _seed(run_seed: int, source_row: int) -> int:
-    """The seed of a row that has none: the same in every run with `run_seed`, 32 bits."""
-    return int.from_bytes(hashlib.sha256(f"{run_seed} {source_row}".encode()).digest()[:4])
+def _seed(run_seed: int, source_row: int, image_index: int) -> int:
+    """Of a picture whose row has none: the same in every run with `run_seed`, 32 bits."""
+    text = f"{run_seed} {source_row} {image_index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _rejected_row(source_row: int, fields: dict[str, Any], error: InvalidRequest) -> dict[str, Any]:
+    return {
+        "source_row": source_row,
+        "field": error.field,
+        "reason": error.message,
+        "row": canonical_json({name: _printable(value) for name, value in fields.items()}),
+    }
+
+
+def _shard_file(shard: str) -> str:
+    return f"plan/shards/{shard}.parquet"
+
+
+def _rejected_file(index: int) -> str:
+    return f"rejected/{index:06d}.parquet"
 
 
 def _printable(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool) else repr(value)
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

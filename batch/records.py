@@ -12,6 +12,7 @@ PLAN_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("source_row", pa.int64()),
+        ("image_index", pa.int32()),  # among the pictures of that row
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
         ("width", pa.int32()),
@@ -55,21 +56,31 @@ REJECTED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """One row of the plan. `source_row` counts the input's rows from 0, over all its files."""
+    """One row of the plan. `source_row` counts the input's rows from 0, over all its files.
+
+    `image_index` counts the pictures of that row.
+    """
 
     image_id: str
     source_row: int
+    image_index: int
     request: CanonicalRequest
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         request = {name: row[name] for name in CanonicalRequest.model_fields}
-        return cls(row["image_id"], row["source_row"], CanonicalRequest.model_validate(request))
+        return cls(
+            row["image_id"],
+            row["source_row"],
+            row["image_index"],
+            CanonicalRequest.model_validate(request),
+        )
 
     def to_row(self) -> dict[str, Any]:
         return {
             "image_id": self.image_id,
             "source_row": self.source_row,
+            "image_index": self.image_index,
             **self.request.model_dump(),
             "lora": lora_text(self.request.lora),
         }
@@ -102,3 +113,19 @@ def failed_row(planned: PlannedImage, profile: ModelProfile, error: Exception) -
 def to_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a table; what a row leaves out is null."""
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def beside(left: pa.Table, right: pa.Table) -> pa.Table:
+    """The columns of both."""
+    for field, column in zip(right.schema, right.columns, strict=True):
+        left = left.append_column(field, column)
+    return left
+
+
+def planned_images(shard: pa.Table) -> list[PlannedImage]:
+    return [PlannedImage.from_row(row) for row in shard.select(PLAN_SCHEMA.names).to_pylist()]
+
+
+def kept_columns(shard: pa.Table) -> pa.Table:
+    """The input's columns that are no fields of a request."""
+    return shard.drop_columns(PLAN_SCHEMA.names)

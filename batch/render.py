@@ -12,7 +12,16 @@ from ray.data import ActorPoolStrategy
 
 from batch.output_folder import OutputFolder
 from batch.plan import Plan, read_shard
-from batch.records import METADATA_SCHEMA, PlannedImage, failed_row, rendered_row, to_table
+from batch.records import (
+    METADATA_SCHEMA,
+    PlannedImage,
+    beside,
+    failed_row,
+    kept_columns,
+    planned_images,
+    rendered_row,
+    to_table,
+)
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_workers import CPU_WORKER
 from shared.errors import EngineDead
@@ -101,9 +110,10 @@ class ShardRenderer:
 
     async def render(self, shard: str) -> None:
         """Store the shard's pictures, then its metadata in one write: that commits it."""
-        planned = await asyncio.to_thread(read_shard, self._output, shard)
-        rows = await asyncio.gather(*(self._render_image(shard, each) for each in planned))
-        table = to_table(rows, METADATA_SCHEMA)
+        plan = await asyncio.to_thread(read_shard, self._output, shard)
+        images = planned_images(plan)
+        rows = await asyncio.gather(*(self._render_image(shard, image) for image in images))
+        table = beside(to_table(rows, METADATA_SCHEMA), kept_columns(plan))
         await asyncio.to_thread(self._output.write_table, metadata_file(shard), table)
 
     async def _render_image(self, shard: str, planned: PlannedImage) -> dict[str, Any]:

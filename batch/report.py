@@ -12,6 +12,7 @@ from PIL import Image
 
 from batch.output_folder import OutputFolder
 from batch.plan import Plan, read_shard
+from batch.records import METADATA_SCHEMA
 from batch.render import metadata_file
 from shared.config import Settings
 
@@ -61,7 +62,7 @@ def reconcile(plan: Plan, output: OutputFolder) -> Summary:
     seconds = 0.0
     committed = set(output.list("metadata"))
     for shard in plan.shards:
-        expected = Counter(image.image_id for image in read_shard(output, shard))
+        expected = Counter(read_shard(output, shard).column("image_id").to_pylist())
         rows = _metadata(output, shard) if f"{shard}.parquet" in committed else []
         found = Counter(row["image_id"] for row in rows)
         totals["missing"] += (expected - found).total()
@@ -83,7 +84,8 @@ def reconcile(plan: Plan, output: OutputFolder) -> Summary:
 
 
 def _metadata(output: OutputFolder, shard: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = output.read_table(metadata_file(shard)).to_pylist()
+    table = output.read_table(metadata_file(shard)).select(METADATA_SCHEMA.names)
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
@@ -103,7 +105,7 @@ def _page(plan: Plan, summary: Summary, output: OutputFolder) -> str:
         facts=_facts(plan, summary),
         pictures="\n".join(_figure(row, output) for row in pictures),
         failures=_list("Failed", (f"{row['prompt']}: {row['error']}" for row in failed)),
-        rejected=_list("Rejected input rows", _rejected(output)),
+        rejected=_list("Rejected input rows", _rejected(plan, output)),
     )
 
 
@@ -144,9 +146,9 @@ def _thumbnail(data: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _rejected(output: OutputFolder) -> Iterator[str]:
-    for name in output.list("rejected"):
-        for row in output.read_table(f"rejected/{name}").to_pylist():
+def _rejected(plan: Plan, output: OutputFolder) -> Iterator[str]:
+    for name in plan.rejected_files:
+        for row in output.read_table(name).to_pylist():
             yield f"row {row['source_row']}: {row['field']}: {row['reason']}"
 
 

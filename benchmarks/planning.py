@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.output_folder import OutputFolder
-from batch.plan import PromptTable, RunSettings, make_plan
+from batch.plan import RunSettings, make_plan
+from batch.prompts import PromptTable
 from shared.config import ModelConfig
 from shared.model_files import describe_model
 

@@ -14,17 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 import ray
+from pydantic import ValidationError
 from ray.actor import ActorHandle
 from ray.data import DataContext
 from ray.exceptions import RayError
 
 from batch.output_folder import LocationUnusable, OutputFolder
-from batch.plan import DifferentRun, Plan, PromptTable, RunSettings, make_plan
+from batch.plan import DifferentRun, Plan, RunSettings, make_plan
+from batch.prompts import PromptTable
 from batch.render import ImageCounter, Workers, pending_shards, render_shards
 from batch.report import REPORT, Summary, read_summary, write_report
-from shared.config import ModelConfig
+from shared.config import ModelConfig, RequestDefaults
 from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
+from shared.request import first_problem
 
 _PROGRESS_S = 5.0
 ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
@@ -54,7 +57,7 @@ class UsageError(ValueError):
 
 
 def _run(options: argparse.Namespace) -> int:
-    model = absolute(ModelConfig(name=options.model, device=options.device, dtype=options.dtype))
+    model = absolute(_model(options))
     output = OutputFolder(options.output)
     if output.is_within(options.input):
         raise UsageError(f"--output {options.output} lies in the input folder; choose another")
@@ -71,10 +74,28 @@ def _run(options: argparse.Namespace) -> int:
     return _exit_code(summary)
 
 
+def _model(options: argparse.Namespace) -> ModelConfig:
+    defaults = {name: getattr(options, name) for name in RequestDefaults.model_fields}
+    try:
+        return ModelConfig(
+            name=options.model,
+            device=options.device,
+            dtype=options.dtype,
+            defaults=RequestDefaults(**defaults),
+        )
+    except ValidationError as error:
+        wrong = first_problem(error.errors())
+        raise UsageError(f"{_flag(wrong.field)}: {wrong.message}") from None
+
+
 def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder) -> Plan:
-    source = PromptTable(options.input)
+    columns = dict(options.column)
+    source = PromptTable(options.input, columns)
     settings = RunSettings(
         input_files=source.files(),
+        columns=columns,
+        limit=options.limit,
+        num_images_per_prompt=options.num_images_per_prompt,
         model=describe_model(model),
         dtype=model.dtype,
         seed=options.seed,
@@ -85,8 +106,6 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
         f"Planned {plan.num_planned} pictures in {plan.num_shards} shards; "
         f"{plan.num_rejected} input rows rejected"
     )
-    if plan.unused_columns:
-        print(f"Columns not used: {', '.join(plan.unused_columns)}")
     return plan
 
 
@@ -205,12 +224,42 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--model", default="postcard", help="bundled name, local folder or hub id (%(default)s)")
     add("--device", default="auto", help="torch's name of the device (%(default)s)")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add(
+        "--column",
+        action="append",
+        default=[],
+        type=_column,
+        metavar="FIELD=COLUMN",
+        help="the input's column that holds a field, if it has another name: prompt=caption",
+    )
+    add("--limit", type=_positive, metavar="N", help="only the first N rows of the input")
+    add(
+        "--num-images-per-prompt",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="pictures of a row that does not say how many (%(default)s)",
+    )
+    for name in RequestDefaults.model_fields:
+        kind = float if name == "guidance_scale" else int
+        add(_flag(name), type=kind, help="for rows that leave it out (what the model says)")
     add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
     add("--shard-rows", type=_positive, default=16, help="pictures committed at once (%(default)s)")
     add("--concurrency", type=_positive, help="engines (one per GPU, or per node without GPUs)")
     add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
     add("--num-gpus", type=float, help="GPUs of each engine")
     return parser.parse_args(arguments)
+
+
+def _column(text: str) -> tuple[str, str]:
+    field, equals, column = text.partition("=")
+    if not (field and equals and column):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like prompt=caption")
+    return field, column
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _positive(text: str) -> int:

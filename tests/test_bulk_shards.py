@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, PromptTable, RunSettings, make_plan, read_shard
+from batch.plan import Plan, RunSettings, make_plan, read_shard
+from batch.prompts import PromptTable
+from batch.records import planned_images
 from batch.render import ShardRenderer, pending_shards
 from batch.report import reconcile, write_report
 from shared.config import EngineConfig, ModelConfig
@@ -29,6 +31,7 @@ def planned(tmp_path: Path, profile: ModelProfile) -> tuple[Plan, OutputFolder]:
             "width": [64] * 5,
             "height": [64] * 5,
             "num_inference_steps": [4] * 5,
+            "rating": [0.5, 1.5, 2.5, 3.5, 4.5],
         }
     )
     pq.write_table(table, source)
@@ -66,7 +69,7 @@ def test_metadata_says_what_each_file_is(planned: tuple[Plan, OutputFolder]) -> 
     asyncio.run(render(output, plan.shards[:1]))
     rows = output.read_table("metadata/000000.parquet").to_pylist()
     assert [row["image_id"] for row in rows] == [
-        image.image_id for image in read_shard(output, "000000")
+        image.image_id for image in planned_images(read_shard(output, "000000"))
     ]
     for row in rows:
         data = output.read(f"images/{row['file_name']}")
@@ -74,13 +77,14 @@ def test_metadata_says_what_each_file_is(planned: tuple[Plan, OutputFolder]) -> 
         assert read_provenance(data).request.seed == row["seed"]
         assert row["file_name"] == f"000000/{row['image_id']}.png"
         assert (row["status"], row["error"], row["model"]) == ("ok", None, "postcard")
+        assert row["rating"] == row["source_row"] + 0.5
 
 
 def test_bulk_and_online_give_the_same_bytes(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
     asyncio.run(render(output, plan.shards))
     rows = output.read_table("metadata/000001.parquet").to_pylist()
-    request = read_shard(output, "000001")[0].request
+    request = planned_images(read_shard(output, "000001"))[0].request
     with Renderer(ModelConfig(), EngineConfig()) as renderer:
         online = asyncio.run(renderer.render(request))
     assert online.sha256 == rows[0]["sha256"]
