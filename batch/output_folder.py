@@ -1,11 +1,27 @@
 """A folder on any filesystem that pyarrow knows: a local path, s3://, gs://, ..."""
 
+import os
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+from tenacity import (
+    Retrying,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+ResultT = TypeVar("ResultT")
+
+# An object store that fails is asked again for so long, beside the tries of its own client.
+_PATIENCE_S = 120
 
 
 class LocationUnusable(ValueError):
@@ -22,10 +38,19 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
     try:
         location = absolute(location)
         uri = location if "://" in location else Path(location).as_uri()
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        filesystem, path = fs.FileSystem.from_uri(_with_single_put(uri))
     except (OSError, RuntimeError, ValueError) as error:
         raise LocationUnusable(f"cannot open {location}: {error}") from error
     return filesystem, path
+
+
+def _with_single_put(uri: str) -> str:
+    """By default pyarrow writes the smallest object to S3 in three requests, not in one."""
+    parts = urlsplit(uri)
+    if parts.scheme != "s3":
+        return uri
+    query = f"{parts.query}&" if parts.query else ""
+    return urlunsplit(parts._replace(query=f"{query}allow_delayed_open=true"))
 
 
 class OutputFolder:
@@ -39,34 +64,57 @@ class OutputFolder:
             raise LocationUnusable(f"{location} is a file, not a folder")
 
     def write(self, name: str, data: bytes) -> None:
+        def write() -> None:
+            with self.writing(name) as stream:
+                stream.write(data)
+
+        self._patiently(write)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+        """A stream that becomes the file when it ends well."""
         path = self._path(name)
-        if not isinstance(self._filesystem, fs.LocalFileSystem):
-            self._put(path, data)  # an object store shows an object only when it is whole
+        if not self._is_local:
+            # An object store shows an object only when it is whole.
+            with self._filesystem.open_output_stream(path) as stream:
+                yield stream
             return
         target = PurePosixPath(path)
         self._filesystem.create_dir(str(target.parent), recursive=True)
-        partial = str(target.with_name(f".{target.name}.{uuid.uuid4().hex}"))
-        self._put(partial, data)
-        self._filesystem.move(partial, path)
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            with self._filesystem.open_output_stream(str(partial)) as stream:
+                yield stream
+            _sync(partial)
+            self._filesystem.move(str(partial), path)
+            _sync(target.parent)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
-        with self._filesystem.open_input_stream(self._path(name)) as stream:
-            content: bytes = stream.read()
-        return content
+
+        def read() -> bytes:
+            # An input file is read in one request, a stream in many.
+            with self._filesystem.open_input_file(self._path(name)) as file:
+                content: bytes = file.read()
+            return content
+
+        return self._patiently(read)
 
     def exists(self, name: str) -> bool:
-        info = self._filesystem.get_file_info(self._path(name))
+        info = self._patiently(lambda: self._filesystem.get_file_info(self._path(name)))
         return bool(info.type == fs.FileType.File)
 
     def list(self, folder: str) -> list[str]:
         """The sorted file names in a folder; none where there is no such folder."""
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        names = [info.base_name for info in self._filesystem.get_file_info(selector)]
-        return sorted(name for name in names if not name.startswith("."))
+        found = self._patiently(lambda: self._filesystem.get_file_info(selector))
+        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
     def delete(self, name: str) -> None:
-        self._filesystem.delete_file(self._path(name))
+        self._patiently(lambda: self._filesystem.delete_file(self._path(name)))
 
     def is_within(self, location: str) -> bool:
         """Whether this folder is `location` or lies in it."""
@@ -75,9 +123,7 @@ class OutputFolder:
         return inside and bool(filesystem == self._filesystem)
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        self.write(name, sink.getvalue().to_pybytes())
+        self.write(name, parquet_bytes(table))
 
     def read_table(self, name: str) -> pa.Table:
         return pq.read_table(pa.BufferReader(self.read(name)))
@@ -85,6 +131,34 @@ class OutputFolder:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    def _put(self, path: str, data: bytes) -> None:
-        with self._filesystem.open_output_stream(path) as stream:
-            stream.write(data)
+    @property
+    def _is_local(self) -> bool:
+        return isinstance(self._filesystem, fs.LocalFileSystem)
+
+    def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
+        """`action`, again and again while an object store fails; a local disk is believed."""
+        if self._is_local:
+            return action()
+        retrying = Retrying(
+            retry=retry_if_not_exception_type(FileNotFoundError),
+            wait=wait_random_exponential(multiplier=0.5, max=20),
+            stop=stop_after_delay(_PATIENCE_S),
+            reraise=True,
+        )
+        return retrying(action)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _sync(path: PurePosixPath) -> None:
+    """Onto the disk with the file, or with the names in the folder: a commit outlives the power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

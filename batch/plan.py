@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, Field, PositiveInt
 
+from batch.image_store import Format
 from batch.output_folder import OutputFolder
 from batch.prompts import REPEATS, InputFile, PromptTable
 from batch.records import PLAN_SCHEMA, REJECTED_SCHEMA, PlannedImage, beside, to_table
@@ -58,6 +59,7 @@ class RunSettings(Settings):
     seed: int
     num_images_per_prompt: PositiveInt = 1
     shard_rows: PositiveInt
+    format: Format = "files"
 
     def require_same(self, other: "RunSettings") -> None:
         """Raise DifferentRun for the first key in which `other` differs."""

@@ -1,9 +1,11 @@
 """The rows of the plan, the metadata and the rejected, as Parquet columns."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, GeneratedImage, lora_text
@@ -36,6 +38,7 @@ METADATA_SCHEMA = pa.schema(
         ("file_name", pa.string()),  # relative to images/
         ("sha256", pa.string()),
         ("num_bytes", pa.int64()),
+        ("finished_at", pa.timestamp("ms", "UTC")),
         ("queue_s", pa.float64()),
         ("render_s", pa.float64()),
         ("encode_s", pa.float64()),
@@ -43,6 +46,18 @@ METADATA_SCHEMA = pa.schema(
         ("num_shared_forwards", pa.int32()),
     ]
 )
+
+# Columns that differ from run to run, or mean nothing beside a picture.
+_OF_THE_RUN = [
+    "status",
+    "error",
+    "finished_at",
+    "queue_s",
+    "render_s",
+    "encode_s",
+    "num_forwards",
+    "num_shared_forwards",
+]
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -93,6 +108,7 @@ def rendered_row(planned: PlannedImage, image: GeneratedImage, file_name: str) -
         **image.provenance.model_dump(exclude={"request"}),
         **image.timings.model_dump(),
         "status": "ok",
+        "finished_at": datetime.now(UTC),
         "file_name": file_name,
         "sha256": image.sha256,
         "num_bytes": len(image.data),
@@ -106,6 +122,7 @@ def failed_row(planned: PlannedImage, profile: ModelProfile, error: Exception) -
         "model": profile.name,
         "model_fingerprint": profile.fingerprint_for(planned.request),
         "status": "error",
+        "finished_at": datetime.now(UTC),
         "error": f"{type(error).__name__}: {error}",
     }
 
@@ -129,3 +146,9 @@ def planned_images(shard: pa.Table) -> list[PlannedImage]:
 def kept_columns(shard: pa.Table) -> pa.Table:
     """The input's columns that are no fields of a request."""
     return shard.drop_columns(PLAN_SCHEMA.names)
+
+
+def dataset_rows(metadata: pa.Table) -> pa.Table:
+    """The pictures of a shard as its dataset describes them: the same in every run."""
+    rendered = metadata.filter(pc.equal(metadata.column("status"), "ok"))
+    return rendered.drop_columns(_OF_THE_RUN)

@@ -1,34 +1,59 @@
 """Render: a Ray Data job over the shards that are not committed yet, on a pool of engine actors."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Any
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from batch.image_store import Format, ShardImages, picture_name, shard_images
+from batch.ledger import Assignment, Ledger, ProcessDied
 from batch.output_folder import OutputFolder
 from batch.plan import Plan, read_shard
 from batch.records import (
     METADATA_SCHEMA,
     PlannedImage,
     beside,
+    dataset_rows,
     failed_row,
     kept_columns,
     planned_images,
     rendered_row,
     to_table,
 )
-from shared.config import EngineConfig, ModelConfig, Settings
+from shared.config import EngineConfig, Settings
 from shared.cpu_workers import CPU_WORKER
 from shared.errors import EngineDead
-from shared.renderer import Renderer
+from shared.model_profile import ModelProfile
+from shared.request import CanonicalRequest, GeneratedImage
+
+logger = logging.getLogger(__name__)
 
 # The next shard already feeds the engine while the last pictures of one are finishing.
 _SHARDS_AT_ONCE = 2
+# Enough that the engine never waits for a picture to be stored; the rest of the shards stays out of
+# memory until then.
+_IMAGES_AT_ONCE = 2 * EngineConfig().max_in_flight
+# Shards that Ray Data hands out at once are a block; it keeps some 8 kB for each.
+_MAX_BLOCKS = 2000
+
+
+class ImageRenderer(Protocol):
+    """What renders: `shared.renderer.Renderer`, or another of its kind."""
+
+    @property
+    def profile(self) -> ModelProfile: ...
+
+    async def render(self, request: CanonicalRequest) -> GeneratedImage: ...
 
 
 class Workers(Settings):
@@ -39,45 +64,62 @@ class Workers(Settings):
     num_gpus: float
 
 
-@ray.remote(num_cpus=0)
-class ImageCounter:
-    """Counts pictures as they are finished, for whoever waits; a shard takes much longer."""
+@dataclass(frozen=True)
+class Job:
+    """What every engine needs to know. `make_renderer` is called where it is to render."""
 
-    def __init__(self) -> None:
-        self._counts = Counter[str]()
-
-    def add(self, status: str) -> None:
-        self._counts[status] += 1
-
-    def counts(self) -> Counter[str]:
-        """Pictures by status, "ok" or "error"."""
-        return self._counts
+    output: str
+    format: Format
+    make_renderer: Callable[[], ImageRenderer]
+    retry_failed: bool = False
 
 
 def metadata_file(shard: str) -> str:
     return f"metadata/{shard}.parquet"
 
 
-def pending_shards(plan: Plan, output: OutputFolder) -> list[str]:
-    """The shards that are not committed."""
+def read_metadata(output: OutputFolder, shard: str) -> pa.Table | None:
+    """The metadata of a shard, if it is committed."""
+    try:
+        return output.read_table(metadata_file(shard))
+    except FileNotFoundError:
+        return None
+
+
+def pending_shards(plan: Plan, output: OutputFolder, *, retry_failed: bool = False) -> list[str]:
+    """The shards that are not committed; with `retry_failed` those with failed pictures too."""
     committed = set(output.list("metadata"))
-    return [shard for shard in plan.shards if f"{shard}.parquet" not in committed]
+    return [
+        shard
+        for shard in plan.shards
+        if f"{shard}.parquet" not in committed or (retry_failed and _has_failed(output, shard))
+    ]
+
+
+def _has_failed(output: OutputFolder, shard: str) -> bool:
+    metadata = read_metadata(output, shard)
+    return metadata is not None and "error" in metadata.column("status").to_pylist()
+
+
+def start_ledger() -> ActorHandle:
+    """On the driver's node: what ends it ends the job too."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)
+    return ledger.options(scheduling_strategy=here).remote()
 
 
 def render_shards(
-    shards: list[str],
-    output: OutputFolder,
-    model: ModelConfig,
-    workers: Workers,
-    counter: ActorHandle,
-) -> None:
-    """Render and commit `shards`, telling `counter` of each picture."""
+    shards: list[str], job: Job, workers: Workers, ledger: ActorHandle
+) -> Iterator[str]:
+    """Render and commit `shards`; each is told when it is committed."""
+    # Loading a model for the first time may take longer than any guess of ours.
+    DataContext.get_current().execution_no_progress_timeout_s = -1
     committed = ray.data.from_items(
-        [{"shard": shard} for shard in shards], override_num_blocks=len(shards)
+        [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), _MAX_BLOCKS)
     ).map_batches(
-        ShardRenderer,
+        _EngineActor,
         batch_size=1,
-        fn_constructor_args=(output.location, model, counter),
+        fn_constructor_args=(job, ledger),
         num_cpus=workers.num_cpus,
         num_gpus=workers.num_gpus,
         runtime_env={"env_vars": CPU_WORKER},
@@ -87,49 +129,147 @@ def render_shards(
             max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
         ),
     )
-    for _ in committed.iter_rows():
-        pass
+    for row in committed.iter_rows():
+        yield row["shard"]
 
 
-class ShardRenderer:
-    """One engine. As a Ray Data actor it takes batches of one shard name each."""
+class _RemoteLedger:
+    """The job's ledger, for those who render in other processes."""
 
-    def __init__(self, output: str, model: ModelConfig, counter: ActorHandle | None = None) -> None:
-        engine = EngineConfig()
-        self._counter = counter
-        self._output = OutputFolder(output)
-        self._renderer = Renderer(model, engine)
-        # Enough that the engine never waits for a picture to be stored; the rest of the shards
-        # stays out of memory until then.
-        self._room = asyncio.Semaphore(2 * engine.max_in_flight)
+    def __init__(self, actor: ActorHandle) -> None:
+        self._actor = actor
+
+    async def count(self, status: str) -> None:
+        self._actor.count.remote(status)  # nobody waits for it
+
+    async def begin(self, shard: str, num_rows: int) -> Assignment:
+        assignment: Assignment = await self._actor.begin.remote(shard, num_rows)
+        return assignment
+
+    async def enter(self, shard: str, group: int) -> None:
+        await self._actor.enter.remote(shard, group)
+
+    async def end(self, shard: str) -> None:
+        await self._actor.end.remote(shard)
+
+
+class _EngineActor:
+    """A ShardRenderer for Ray Data: it takes batches of one shard name each."""
+
+    def __init__(self, job: Job, ledger: ActorHandle) -> None:
+        self._renderer = ShardRenderer(job, _RemoteLedger(ledger))
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, Any]]:
         shard = str(batch["shard"][0])
-        await self.render(shard)
+        try:
+            await self._renderer.render(shard)
+        except EngineDead:
+            # Nothing more will come of this process; Ray starts another one.
+            logger.exception("the engine is dead: its process ends itself")
+            os._exit(1)
         yield {"shard": [shard]}
+
+
+class ShardRenderer:
+    """One engine, that renders shards and commits them."""
+
+    def __init__(self, job: Job, ledger: Ledger | _RemoteLedger) -> None:
+        self._job = job
+        self._ledger = ledger
+        self._output = OutputFolder(job.output)
+        self._renderer = job.make_renderer()
+        self._engine = _Sharing(_SHARDS_AT_ONCE)
+        self._room = asyncio.Semaphore(_IMAGES_AT_ONCE)
 
     async def render(self, shard: str) -> None:
         """Store the shard's pictures, then its metadata in one write: that commits it."""
+        metadata = await asyncio.to_thread(read_metadata, self._output, shard)
+        if metadata is not None and not self._job.retry_failed:
+            return  # by another run at the same time, or a try whose end was not heard
         plan = await asyncio.to_thread(read_shard, self._output, shard)
-        images = planned_images(plan)
-        rows = await asyncio.gather(*(self._render_image(shard, image) for image in images))
-        table = beside(to_table(rows, METADATA_SCHEMA), kept_columns(plan))
-        await asyncio.to_thread(self._output.write_table, metadata_file(shard), table)
+        rendering = _Shard(
+            planned_images(plan), shard_images(self._output, shard, self._job.format)
+        )
+        if metadata is not None:
+            await asyncio.to_thread(rendering.keep, metadata)
+        assignment = await self._ledger.begin(shard, len(rendering.images))
+        for row in assignment.given_up:
+            await self._fail(rendering, row, ProcessDied())
+        async with self._engine.alone() if assignment.is_suspect else self._engine.shared():
+            for index, group in enumerate(assignment.groups):
+                await self._ledger.enter(shard, index)
+                await asyncio.gather(*(self._render_image(rendering, row) for row in group))
+        table = beside(to_table(rendering.rows, METADATA_SCHEMA), kept_columns(plan))
+        await asyncio.to_thread(self._commit, shard, rendering.stored, table)
+        await self._ledger.end(shard)
 
-    async def _render_image(self, shard: str, planned: PlannedImage) -> dict[str, Any]:
+    def _commit(self, shard: str, images: ShardImages, metadata: pa.Table) -> None:
+        images.finish(dataset_rows(metadata))
+        self._output.write_table(metadata_file(shard), metadata)
+
+    async def _render_image(self, shard: "_Shard", row: int) -> None:
+        if shard.rows[row]:
+            return
         async with self._room:
-            row = await self._metadata(shard, planned)
-        if self._counter is not None:
-            self._counter.add.remote(row["status"])
-        return row
+            planned = shard.images[row]
+            try:
+                image = await self._renderer.render(planned.request)
+            except EngineDead:
+                raise
+            except Exception as error:
+                await self._fail(shard, row, error)
+                return
+            name = f"{planned.image_id}.{image.format}"
+            file_name = await asyncio.to_thread(shard.stored.add, name, image.data)
+            await self._finish(shard, row, rendered_row(planned, image, file_name))
 
-    async def _metadata(self, shard: str, planned: PlannedImage) -> dict[str, Any]:
+    async def _fail(self, shard: "_Shard", row: int, error: Exception) -> None:
+        profile = self._renderer.profile
+        await self._finish(shard, row, failed_row(shard.images[row], profile, error))
+
+    async def _finish(self, shard: "_Shard", row: int, metadata: dict[str, Any]) -> None:
+        shard.rows[row] = metadata
+        await self._ledger.count(metadata["status"])
+
+
+class _Shard:
+    """A shard on its way: what it is to hold, and the metadata of what it holds already."""
+
+    def __init__(self, images: list[PlannedImage], stored: ShardImages) -> None:
+        self.images = images
+        self.stored = stored
+        self.rows: list[dict[str, Any]] = [{} for _ in images]
+
+    def keep(self, metadata: pa.Table) -> None:
+        """Keep the pictures that were rendered before."""
+        for index, row in enumerate(metadata.select(METADATA_SCHEMA.names).to_pylist()):
+            if row["status"] == "ok":
+                self.stored.keep(picture_name(row["file_name"]))
+                self.rows[index] = row
+
+
+class _Sharing:
+    """So many may use an engine together, or one alone."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._places = asyncio.Semaphore(number)
+        self._one_waits = asyncio.Lock()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        async with self._places:
+            yield
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        taken = 0
         try:
-            image = await self._renderer.render(planned.request)
-        except EngineDead:
-            raise  # nothing more will come of this actor: the job ends, and can be run again
-        except Exception as error:
-            return failed_row(planned, self._renderer.profile, error)
-        file_name = f"{shard}/{planned.image_id}.{image.format}"
-        await asyncio.to_thread(self._output.write, f"images/{file_name}", image.data)
-        return rendered_row(planned, image, file_name)
+            async with self._one_waits:
+                while taken < self._number:
+                    await self._places.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._places.release()

@@ -1,50 +1,32 @@
-"""Report: hold the metadata against the plan, and show the result to a person."""
+"""Report: what became of a run, for a person: a page that opens without a network."""
 
 import base64
 import html
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 from PIL import Image
 
+from batch.image_store import picture_name, shard_images
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, read_shard
-from batch.records import METADATA_SCHEMA
-from batch.render import metadata_file
-from shared.config import Settings
+from batch.plan import Plan
+from batch.reconcile import Summary, Survey, Timeline, reconcile
 
 SUMMARY = "summary.json"
 REPORT = "report.html"
-_MAX_PICTURES = 60
 _MAX_LISTED = 100
+_MAX_BARS = 8
+_MAX_COLUMNS = 120
 _THUMBNAIL_PIXELS = 192
-
-
-class Summary(Settings):
-    """The run as it stands in its folder, counted from the files."""
-
-    num_planned: int
-    num_rejected: int
-    num_ok: int
-    num_error: int
-    num_missing: int
-    num_unexpected: int  # in the metadata, not in the plan, or there twice
-    num_bytes: int
-    render_s: float  # summed over pictures, which overlap
-
-    @property
-    def is_exact(self) -> bool:
-        """Every planned picture has exactly one row of metadata."""
-        return self.num_missing == 0 and self.num_unexpected == 0
 
 
 def write_report(plan: Plan, output: OutputFolder) -> Summary:
     """Reconcile the folder, and write summary.json and report.html into it."""
-    summary = reconcile(plan, output)
-    output.write(REPORT, _page(plan, summary, output).encode())
+    summary, survey = reconcile(plan, output)
+    output.write(REPORT, _page(plan, summary, survey, output).encode())
     output.write(SUMMARY, summary.model_dump_json(indent=2).encode())
     return summary
 
@@ -56,55 +38,15 @@ def read_summary(output: OutputFolder) -> Summary | None:
     return Summary.model_validate_json(output.read(SUMMARY))
 
 
-def reconcile(plan: Plan, output: OutputFolder) -> Summary:
-    """Count shard by shard, so that no more than one shard is in memory."""
-    totals: Counter[str] = Counter()
-    seconds = 0.0
-    committed = set(output.list("metadata"))
-    for shard in plan.shards:
-        expected = Counter(read_shard(output, shard).column("image_id").to_pylist())
-        rows = _metadata(output, shard) if f"{shard}.parquet" in committed else []
-        found = Counter(row["image_id"] for row in rows)
-        totals["missing"] += (expected - found).total()
-        totals["unexpected"] += (found - expected).total()
-        for row in rows:
-            totals[row["status"]] += 1
-            totals["bytes"] += row["num_bytes"] or 0
-            seconds += row["render_s"] or 0.0
-    return Summary(
-        num_planned=plan.num_planned,
-        num_rejected=plan.num_rejected,
-        num_ok=totals["ok"],
-        num_error=totals["error"],
-        num_missing=totals["missing"],
-        num_unexpected=totals["unexpected"],
-        num_bytes=totals["bytes"],
-        render_s=round(seconds, 3),
-    )
-
-
-def _metadata(output: OutputFolder, shard: str) -> list[dict[str, Any]]:
-    table = output.read_table(metadata_file(shard)).select(METADATA_SCHEMA.names)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
-
-
-def _rows(plan: Plan, output: OutputFolder) -> Iterator[dict[str, Any]]:
-    for shard in plan.shards:
-        yield from _metadata(output, shard)
-
-
-def _page(plan: Plan, summary: Summary, output: OutputFolder) -> str:
-    model = plan.settings.model
-    every = max(1, summary.num_ok // _MAX_PICTURES)
-    rendered = (row for row in _rows(plan, output) if row["status"] == "ok")
-    pictures = islice(rendered, 0, every * _MAX_PICTURES, every)
-    failed = (row for row in _rows(plan, output) if row["status"] == "error")
+def _page(plan: Plan, summary: Summary, survey: Survey, output: OutputFolder) -> str:
+    failed = (f"{row['prompt']}: {row['error']}" for row in survey.failed)
     return _PAGE.format(
-        title=f"{summary.num_ok} pictures by {html.escape(model.name)}",
+        title=f"{summary.num_ok} pictures by {html.escape(plan.settings.model.name)}",
         facts=_facts(plan, summary),
-        pictures="\n".join(_figure(row, output) for row in pictures),
-        failures=_list("Failed", (f"{row['prompt']}: {row['error']}" for row in failed)),
+        pictures="\n".join(_figure(row, plan, output) for row in survey.pictures),
+        rates=_rates(survey.timeline),
+        parameters="".join(_bars(name, values) for name, values in survey.parameters.items()),
+        failures=_bars("failures", survey.reasons) + _list("Failed", failed),
         rejected=_list("Rejected input rows", _rejected(plan, output)),
     )
 
@@ -124,26 +66,59 @@ def _facts(plan: Plan, summary: Summary) -> str:
     )
 
 
-def _figure(row: dict[str, Any], output: OutputFolder) -> str:
-    name = f"images/{row['file_name']}"
+def _figure(row: dict[str, Any], plan: Plan, output: OutputFolder) -> str:
     about = (
         f"{row['width']}×{row['height']}, {row['num_inference_steps']} steps, "
         f"guidance {row['guidance_scale']:g}, seed {row['seed']}"
     )
     prompt = html.escape(row["prompt"])
-    return (
-        f'<figure><a href="{html.escape(name)}"><img src="{_thumbnail(output.read(name))}" '
-        f'alt="{prompt}"></a><figcaption>{prompt}<small>{about}</small></figcaption></figure>'
-    )
+    image = f'<img src="{_thumbnail(row, plan, output)}" alt="{prompt}">'
+    if plan.settings.format == "files":
+        image = f'<a href="{html.escape("images/" + row["file_name"])}">{image}</a>'
+    return f"<figure>{image}<figcaption>{prompt}<small>{about}</small></figcaption></figure>"
 
 
-def _thumbnail(data: bytes) -> str:
+def _thumbnail(row: dict[str, Any], plan: Plan, output: OutputFolder) -> str:
     """The picture small and inline, so that the report shows it wherever the file is opened."""
+    images = shard_images(output, row["shard"], plan.settings.format)
+    data = images.read(picture_name(row["file_name"]))
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
         image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _rates(timeline: Timeline) -> str:
+    """Pictures per second over the time of the run, as columns."""
+    part_s, rates = timeline.rates(_MAX_COLUMNS)
+    if len(rates) < 2:
+        return ""
+    highest = max(rates)
+    columns = "".join(
+        f'<rect x="{i}" y="{1 - rate / highest:.4f}" width="0.9" height="{rate / highest:.4f}"/>'
+        for i, rate in enumerate(rates)
+    )
+    about = f"{len(rates) * part_s} s, in parts of {part_s} s; at most {highest:.2f} pictures/s"
+    return (
+        f"<h2>Throughput</h2>"
+        f'<svg viewBox="0 0 {len(rates)} 1" preserveAspectRatio="none" role="img" '
+        f'aria-label="Pictures per second over time">{columns}</svg><p>{about}</p>'
+    )
+
+
+def _bars(name: str, values: Counter[str]) -> str:
+    if not values:
+        return ""
+    most = max(values.values())
+    rows = "".join(
+        f"<tr><th>{html.escape(value)}</th><td>{number}</td>"
+        f'<td><meter max="{most}" value="{number}"></meter></td></tr>'
+        for value, number in values.most_common(_MAX_BARS)
+    )
+    more = len(values) - _MAX_BARS
+    rest = f"<tr><th>and {more} more</th></tr>" if more > 0 else ""
+    return f"<table><caption>{html.escape(name)}</caption>{rows}{rest}</table>"
 
 
 def _rejected(plan: Plan, output: OutputFolder) -> Iterator[str]:
@@ -152,7 +127,7 @@ def _rejected(plan: Plan, output: OutputFolder) -> Iterator[str]:
             yield f"row {row['source_row']}: {row['field']}: {row['reason']}"
 
 
-def _list(title: str, lines: Iterator[str]) -> str:
+def _list(title: str, lines: Iterable[str]) -> str:
     shown = list(islice(lines, _MAX_LISTED + 1))
     if not shown:
         return ""
@@ -180,6 +155,11 @@ _PAGE = """<!doctype html>
   img {{ width: 100%; border-radius: .3rem; display: block; }}
   figcaption {{ font-size: .85rem; line-height: 1.3; margin-top: .3rem; }}
   small {{ display: block; opacity: .75; }}
+  svg {{ width: 100%; height: 8rem; fill: #b5451b; }}
+  .tables {{ display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: start; }}
+  caption {{ text-align: left; font-weight: bold; }}
+  th {{ text-align: left; font-weight: normal; }}
+  td {{ text-align: right; padding-left: 1rem; }}
 </style>
 </head>
 <body>
@@ -188,6 +168,8 @@ _PAGE = """<!doctype html>
 <div class="sheet">
 {pictures}
 </div>
+{rates}
+<div class="tables">{parameters}</div>
 {failures}
 {rejected}
 </body>

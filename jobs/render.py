@@ -8,10 +8,12 @@ import argparse
 import logging
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import get_args
 
 import ray
 from pydantic import ValidationError
@@ -19,22 +21,29 @@ from ray.actor import ActorHandle
 from ray.data import DataContext
 from ray.exceptions import RayError
 
+from batch.estimate import estimate
+from batch.image_store import Format
 from batch.output_folder import LocationUnusable, OutputFolder
 from batch.plan import DifferentRun, Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
-from batch.render import ImageCounter, Workers, pending_shards, render_shards
-from batch.report import REPORT, Summary, read_summary, write_report
-from shared.config import ModelConfig, RequestDefaults
+from batch.reconcile import Summary
+from batch.render import ImageRenderer, Job, Workers, pending_shards, render_shards, start_ledger
+from batch.replay import NotReplayable, replay, replayable
+from batch.report import REPORT, read_summary, write_report
+from jobs.progress import Progress, duration
+from shared.config import EngineConfig, ModelConfig, RequestDefaults
 from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
+from shared.renderer import Renderer
 from shared.request import first_problem
 
-_PROGRESS_S = 5.0
 ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
+_MAX_REJECTED_SHOWN = 10
 
 _EPILOG = """
 examples:
   python -m jobs.render --input examples/prompts.parquet --output out
+  python -m jobs.render --replay out/images/000000/2f9c...png
   ray job submit --working-dir . -- \\
       python -m jobs.render --input s3://bucket/prompts --output s3://bucket/pictures
 
@@ -45,9 +54,18 @@ exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        _refuse_lost_output(options.output)
+        if options.replay:
+            return _replay(options)
+        if options.dry_run:
+            return _dry_run(options)
         return _run(options)
-    except (DifferentRun, LocationUnusable, ModelUnavailable, UsageError) as error:
+    except (
+        DifferentRun,
+        LocationUnusable,
+        ModelUnavailable,
+        NotReplayable,
+        UsageError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
 
@@ -57,12 +75,13 @@ class UsageError(ValueError):
 
 
 def _run(options: argparse.Namespace) -> int:
-    model = absolute(_model(options))
+    _refuse_lost_output(options.output)
+    model = _model(options)
     output = OutputFolder(options.output)
     if output.is_within(options.input):
         raise UsageError(f"--output {options.output} lies in the input folder; choose another")
     plan = _plan(options, model, output)
-    pending = pending_shards(plan, output)
+    pending = pending_shards(plan, output, retry_failed=options.retry_failed)
     summary = read_summary(output)
     if not pending and summary is not None:
         print(f"Nothing to do: this run's {plan.num_planned} pictures are in {output.location}")
@@ -74,18 +93,70 @@ def _run(options: argparse.Namespace) -> int:
     return _exit_code(summary)
 
 
-def _model(options: argparse.Namespace) -> ModelConfig:
+def _dry_run(options: argparse.Namespace) -> int:
+    """Plan into a folder that is thrown away, and render a sample of it."""
+    model = _model(options)
+    with tempfile.TemporaryDirectory() as folder:
+        output = OutputFolder(folder)
+        plan = _plan(options, model, output)
+        _print_rejected(plan, output)
+        if plan.num_planned:
+            _start_ray()
+            workers = _workers(options)
+            print("Rendering a sample on one engine ...", flush=True)
+            found = estimate(plan, output, _make_renderer(model), workers)
+            print(
+                f"{found.num_sampled} pictures took {duration(found.sample_s)}; all "
+                f"{plan.num_planned} will take about {duration(found.render_s)} on "
+                f"{workers.concurrency} engine(s), and {found.num_bytes / 1e6:.1f} MB"
+            )
+    return SOME_FAILED if plan.num_rejected else ALL_RENDERED
+
+
+def _replay(options: argparse.Namespace) -> int:
+    try:
+        data = Path(options.replay).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--replay: {error}") from error
+    made = replayable(data)
+    model = _model(options, name=made.model, dtype=made.dtype)
+    print(f"{made.request.prompt!r}, seed {made.request.seed}, by {model.name} in {made.dtype}")
+    result = replay(data, model)
+    if result.same_bytes:
+        print(f"The same {len(data)} bytes")
+        return ALL_RENDERED
+    difference = result.max_difference
+    print(
+        f"Other bytes, and pixels that differ by up to {difference} of 255"
+        if difference
+        else "The same pixels in another file (one that was signed, or written by another version)"
+    )
+    return SOME_FAILED
+
+
+def _model(
+    options: argparse.Namespace, *, name: str = "postcard", dtype: str = "auto"
+) -> ModelConfig:
+    """The one that is asked for, else `name` in `dtype`."""
     defaults = {name: getattr(options, name) for name in RequestDefaults.model_fields}
     try:
-        return ModelConfig(
-            name=options.model,
-            device=options.device,
-            dtype=options.dtype,
-            defaults=RequestDefaults(**defaults),
+        model = ModelConfig.model_validate(
+            {
+                "name": options.model or name,
+                "device": options.device,
+                "dtype": options.dtype or dtype,
+                "defaults": defaults,
+                "adapters": {name: Path(file).absolute() for name, file in options.adapter},
+            }
         )
     except ValidationError as error:
         wrong = first_problem(error.errors())
-        raise UsageError(f"{_flag(wrong.field)}: {wrong.message}") from None
+        raise UsageError(f"{_flag(wrong.field.split('.')[-1])}: {wrong.message}") from None
+    return absolute(model)
+
+
+def _make_renderer(model: ModelConfig) -> Callable[[], ImageRenderer]:
+    return partial(Renderer, model, EngineConfig())
 
 
 def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder) -> Plan:
@@ -100,6 +171,7 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
         dtype=model.dtype,
         seed=options.seed,
         shard_rows=options.shard_rows,
+        format=options.format,
     )
     plan = make_plan(source, output, settings)
     print(
@@ -116,6 +188,21 @@ def _render(
     model: ModelConfig,
     options: argparse.Namespace,
 ) -> None:
+    _start_ray()
+    workers = _workers(options)
+    print(
+        f"Rendering {len(pending)} of {plan.num_shards} shards on {workers.concurrency} engine(s) "
+        f"with {workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs each",
+        flush=True,
+    )
+    ledger = start_ledger()
+    job = Job(output.location, plan.settings.format, _make_renderer(model), options.retry_failed)
+    with Progress(plan.num_images(pending), partial(_counts, ledger)).shown():
+        for _ in render_shards(pending, job, workers, ledger):
+            pass
+
+
+def _start_ray() -> None:
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),
         log_to_driver=False,
@@ -125,50 +212,13 @@ def _render(
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
-    workers = _workers(options)
-    print(
-        f"Rendering {len(pending)} of {plan.num_shards} shards on {workers.concurrency} engine(s) "
-        f"with {workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs each",
-        flush=True,
-    )
-    counter = ImageCounter.remote()  # type: ignore[attr-defined]  # Ray's decorator is untyped
-    with _progress(counter, plan.num_images(pending)):
-        render_shards(pending, output, model, workers, counter)
 
 
-@contextmanager
-def _progress(counter: ActorHandle, num_images: int) -> Iterator[None]:
-    """Within it, a line every few seconds, and one at the end."""
-    finished = threading.Event()
-    started = time.monotonic()
-
-    def watch() -> None:
-        while not finished.wait(_PROGRESS_S):
-            tell()
-
-    def tell() -> None:
-        with suppress(RayError):  # the counter's node is gone: the job goes on without its lines
-            counts = ray.get(counter.counts.remote())
-            print(_progress_line(counts, num_images, time.monotonic() - started), flush=True)
-
-    watcher = threading.Thread(target=watch, name="progress", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        finished.set()
-    watcher.join()
-    tell()
-
-
-def _progress_line(counts: Mapping[str, int], num_images: int, elapsed_s: float) -> str:
-    done = counts["ok"] + counts["error"]
-    if not done:
-        return f"{elapsed_s:.0f} s: loading the model and rendering the first pictures"
-    return (
-        f"{elapsed_s:.0f} s: {done} of {num_images} pictures, {done / elapsed_s:.2f}/s, "
-        f"{counts['error']} failed, about {elapsed_s / done * (num_images - done):.0f} s left"
-    )
+def _counts(ledger: ActorHandle) -> Mapping[str, int] | None:
+    with suppress(RayError):  # without it the job goes on, and only its lines are missing
+        counts: Mapping[str, int] = ray.get(ledger.counts.remote())
+        return counts
+    return None
 
 
 def _workers(options: argparse.Namespace) -> Workers:
@@ -198,11 +248,24 @@ def _refuse_lost_output(location: str) -> None:
 
 
 def _print_summary(summary: Summary, output: OutputFolder) -> None:
-    print(
-        f"{summary.num_ok} of {summary.num_planned} pictures rendered, {summary.num_error} failed, "
-        f"{summary.num_rejected} rows rejected, {summary.num_missing} missing: "
-        f"{output.location.rstrip('/')}/{REPORT}"
-    )
+    rows = {
+        "rendered": f"{summary.num_ok} of {summary.num_planned} pictures",
+        "failed": summary.num_error,
+        "rejected": f"{summary.num_rejected} input rows",
+        "missing": summary.num_missing,
+        "size": f"{summary.num_bytes / 1e6:.1f} MB",
+        "report": f"{output.location.rstrip('/')}/{REPORT}",
+    }
+    for name, value in rows.items():
+        print(f"  {name:<10}{value}")
+
+
+def _print_rejected(plan: Plan, output: OutputFolder) -> None:
+    for name in plan.rejected_files[:1]:
+        for row in output.read_table(name).slice(0, _MAX_REJECTED_SHOWN).to_pylist():
+            print(f"  row {row['source_row']}: {row['field']}: {row['reason']}")
+    if plan.num_rejected > _MAX_REJECTED_SHOWN:
+        print(f"  and {plan.num_rejected - _MAX_REJECTED_SHOWN} more")
 
 
 def _exit_code(summary: Summary) -> int:
@@ -219,16 +282,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--input", required=True, help="a Parquet file or a folder of them: a path or a URI")
-    add("--output", required=True, help="the folder to fill: a path or a URI")
-    add("--model", default="postcard", help="bundled name, local folder or hub id (%(default)s)")
+    add("--input", help="a Parquet file or a folder of them: a path or a URI")
+    add("--output", help="the folder to fill: a path or a URI")
+    add("--format", default="files", choices=get_args(Format), help="of the pictures (%(default)s)")
+    add("--dry-run", action="store_true", help="only plan, and estimate time and size")
+    add("--retry-failed", action="store_true", help="render the pictures that failed once more")
+    add("--replay", metavar="IMAGE", help="only render this PNG file of ours again, and compare")
+    add("--model", help="bundled name, local folder or hub id (postcard)")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="NAME=FILE",
+        help="a LoRA adapter that rows may ask for",
+    )
     add("--device", default="auto", help="torch's name of the device (%(default)s)")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="of weights (auto)")
     add(
         "--column",
         action="append",
         default=[],
-        type=_column,
+        type=_pair,
         metavar="FIELD=COLUMN",
         help="the input's column that holds a field, if it has another name: prompt=caption",
     )
@@ -248,14 +323,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--concurrency", type=_positive, help="engines (one per GPU, or per node without GPUs)")
     add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
     add("--num-gpus", type=float, help="GPUs of each engine")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.replay and not (options.input and (options.output or options.dry_run)):
+        parser.error("--input and --output are required")
+    return options
 
 
-def _column(text: str) -> tuple[str, str]:
-    field, equals, column = text.partition("=")
-    if not (field and equals and column):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like prompt=caption")
-    return field, column
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like name=value")
+    return name, value
 
 
 def _flag(name: str) -> str:
@@ -265,7 +343,7 @@ def _flag(name: str) -> str:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError("must be 1 or more")
     return number
 
 

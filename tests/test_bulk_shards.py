@@ -1,58 +1,57 @@
 """The bulk door without Ray: shards rendered in this process, then held against the plan."""
 
 import asyncio
+import io
 import json
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import webdataset
+from datasets import load_dataset
+from PIL import Image
 
+from batch.image_store import Format
+from batch.ledger import Ledger
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, RunSettings, make_plan, read_shard
-from batch.prompts import PromptTable
+from batch.plan import Plan, read_shard
+from batch.reconcile import reconcile
 from batch.records import planned_images
-from batch.render import ShardRenderer, pending_shards
-from batch.report import reconcile, write_report
+from batch.render import pending_shards
+from batch.report import write_report
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import EngineDead
 from shared.image_codec import read_provenance
-from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, GeneratedImage
+from tests.bulk import PlainRenderer, plan_run, render
+
+PROMPTS = ["twin <peaks>", "", "a lake", "a forest", "dunes"]
+
+every_format = pytest.mark.parametrize("format", get_args(Format))
 
 
 @pytest.fixture
-def planned(tmp_path: Path, profile: ModelProfile) -> tuple[Plan, OutputFolder]:
-    source = tmp_path / "prompts.parquet"
-    table = pa.table(
-        {
-            "prompt": ["twin <peaks>", "", "a lake", "a forest", "dunes"],
-            "width": [64] * 5,
-            "height": [64] * 5,
-            "num_inference_steps": [4] * 5,
-            "rating": [0.5, 1.5, 2.5, 3.5, 4.5],
-        }
-    )
-    pq.write_table(table, source)
-    prompts = PromptTable(str(source))
-    output = OutputFolder(str(tmp_path / "out"))
-    settings = RunSettings(
-        input_files=prompts.files(), model=profile, dtype="auto", seed=0, shard_rows=2
-    )
-    return make_plan(prompts, output, settings), output
+def planned(tmp_path: Path) -> tuple[Plan, OutputFolder]:
+    return plan_run(tmp_path, {"prompt": PROMPTS, "rating": [0.5, 1.5, 2.5, 3.5, 4.5]})
 
 
-async def render(output: OutputFolder, shards: list[str]) -> ShardRenderer:
-    renderer = ShardRenderer(output.location, ModelConfig())
-    await asyncio.gather(*map(renderer.render, shards))
-    return renderer
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def test_a_run_is_complete_and_exact(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
     assert pending_shards(plan, output) == ["000000", "000001"]
-    asyncio.run(render(output, plan.shards))
+    render(plan, output, plan.shards)
     assert pending_shards(plan, output) == []
     summary = write_report(plan, output)
     assert summary.is_exact
@@ -62,11 +61,12 @@ def test_a_run_is_complete_and_exact(planned: tuple[Plan, OutputFolder]) -> None
     assert page.count("<figure>") == 4
     assert "twin &lt;peaks&gt;" in page
     assert "row 1: prompt: must not be empty" in page
+    assert "64×64</th><td>4</td>" in page
 
 
 def test_metadata_says_what_each_file_is(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-    asyncio.run(render(output, plan.shards[:1]))
+    render(plan, output, plan.shards[:1])
     rows = output.read_table("metadata/000000.parquet").to_pylist()
     assert [row["image_id"] for row in rows] == [
         image.image_id for image in planned_images(read_shard(output, "000000"))
@@ -82,7 +82,7 @@ def test_metadata_says_what_each_file_is(planned: tuple[Plan, OutputFolder]) -> 
 
 def test_bulk_and_online_give_the_same_bytes(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-    asyncio.run(render(output, plan.shards))
+    render(plan, output, plan.shards, lambda: Renderer(ModelConfig(), EngineConfig()))
     rows = output.read_table("metadata/000001.parquet").to_pylist()
     request = planned_images(read_shard(output, "000001"))[0].request
     with Renderer(ModelConfig(), EngineConfig()) as renderer:
@@ -91,71 +91,198 @@ def test_bulk_and_online_give_the_same_bytes(planned: tuple[Plan, OutputFolder])
     assert online.data == output.read(f"images/{rows[0]['file_name']}")
 
 
-def test_a_shard_rendered_twice_is_the_same_shard(planned: tuple[Plan, OutputFolder]) -> None:
+@every_format
+def test_a_dataset_is_the_same_bytes_in_every_run(tmp_path: Path, format: Format) -> None:
+    def dataset(name: str) -> dict[str, bytes]:
+        folder = tmp_path / name
+        folder.mkdir()
+        plan, output = plan_run(folder, {"prompt": PROMPTS}, format=format)
+        render(plan, output, plan.shards)
+        write_report(plan, output)
+        of_the_run = ("metadata", "summary.json", "report.html")
+        there = files(folder / "out")
+        return {name: data for name, data in there.items() if not name.startswith(of_the_run)}
+
+    assert dataset("a") == dataset("b")
+
+
+def by_files(plan: Plan, output: OutputFolder) -> dict[str, np.ndarray]:
+    """The pictures of a run in `files`, by their prompts."""
+    found = {}
+    for shard in plan.shards:
+        for row in output.read_table(f"metadata/{shard}.parquet").to_pylist():
+            data = output.read(f"images/{row['file_name']}")
+            found[row["prompt"]] = np.asarray(Image.open(io.BytesIO(data)))
+    return found
+
+
+def load_files(folder: Path, cache: Path) -> dict[str, np.ndarray]:
+    rows = load_dataset(
+        "imagefolder", data_dir=str(folder / "images"), split="train", cache_dir=str(cache)
+    )
+    return {row["prompt"]: np.asarray(row["image"]) for row in rows}
+
+
+def load_parquet(folder: Path, cache: Path) -> dict[str, np.ndarray]:
+    rows = load_dataset(
+        "parquet", data_dir=str(folder / "data"), split="train", cache_dir=str(cache)
+    )
+    return {row["prompt"]: np.asarray(row["image"]) for row in rows}
+
+
+def load_webdataset(folder: Path, _: Path) -> dict[str, np.ndarray]:
+    shards = sorted(str(file) for file in (folder / "shards").iterdir())
+    rows = webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8")
+    return {row["json"]["prompt"]: row["png"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("format", "load"),
+    [("files", load_files), ("parquet", load_parquet), ("webdataset", load_webdataset)],
+)
+def test_dataset_libraries_load_the_same_pictures(
+    planned: tuple[Plan, OutputFolder],
+    tmp_path: Path,
+    format: Format,
+    load: Callable[[Path, Path], dict[str, np.ndarray]],
+) -> None:
+    render(planned[0], planned[1], planned[0].shards)
+    expected = by_files(*planned)
+    folder = tmp_path / format
+    folder.mkdir()
+    columns = {"prompt": [*PROMPTS, "fail <this>"], "rating": list(range(6))}
+    plan, output = plan_run(folder, columns, format=format)
+    render(plan, output, plan.shards)
+    assert write_report(plan, output).num_error == 1
+    loaded = load(folder / "out", tmp_path / "cache")
+    assert loaded.keys() == expected.keys()
+    for prompt, picture in loaded.items():
+        np.testing.assert_array_equal(picture, expected[prompt])
+
+
+def test_each_format_has_its_own_files(tmp_path: Path) -> None:
+    found = {}
+    for format in get_args(Format):
+        folder = tmp_path / format
+        folder.mkdir()
+        plan, output = plan_run(folder, {"prompt": ["a"], "note": ["x"]}, format=format)
+        render(plan, output, plan.shards)
+        summary = write_report(plan, output)
+        assert (summary.is_exact, summary.num_ok) == (True, 1)
+        assert "data:image/jpeg" in output.read("report.html").decode()
+        found[format] = folder / "out"
+    (row,) = pq.read_table(found["files"] / "images/metadata.parquet").to_pylist()
+    assert (found["files"] / "images" / row["file_name"]).is_file()
+    (row,) = pq.read_table(found["parquet"] / "data/000000.parquet").to_pylist()
+    assert row["image"]["path"] == row["file_name"] == f"{row['image_id']}.png"
+    with tarfile.open(found["webdataset"] / "shards/000000.tar") as archive:
+        assert archive.getnames() == [f"{row['image_id']}.{kind}" for kind in ("png", "json")]
+        about = json.load(archive.extractfile(archive.getmembers()[1]))  # type: ignore[arg-type]
+    assert (about["note"], about["sha256"]) == ("x", row["sha256"])
+
+
+def test_a_shard_that_is_committed_is_not_rendered_again(
+    planned: tuple[Plan, OutputFolder],
+) -> None:
     plan, output = planned
-
-    def digests() -> list[str]:
-        column = output.read_table("metadata/000000.parquet").column("sha256")
-        return [str(each) for each in column.to_pylist()]
-
-    asyncio.run(render(output, plan.shards[:1]))
-    first = digests()
-    asyncio.run(render(output, plan.shards[:1]))
-    assert digests() == first
+    renderer = PlainRenderer()
+    render(plan, output, plan.shards[:1], lambda: renderer)
+    render(plan, output, plan.shards, lambda: renderer)
+    assert sorted(renderer.rendered) == sorted(prompt for prompt in PROMPTS if prompt)
 
 
-class FailingRenderer:
-    """Renders nothing: fails each request with the error it was made with."""
-
-    def __init__(self, profile: ModelProfile, error: Exception) -> None:
-        self.profile = profile
+class FailingRenderer(PlainRenderer):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
         self._error = error
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
         raise self._error
 
 
-def failing(output: OutputFolder, profile: ModelProfile, error: Exception) -> ShardRenderer:
-    renderer = ShardRenderer(output.location, ModelConfig())
-    renderer._renderer.close()
-    renderer._renderer = FailingRenderer(profile, error)  # type: ignore[assignment]
-    return renderer
-
-
-def test_a_picture_that_fails_is_a_row_with_its_error(
-    planned: tuple[Plan, OutputFolder], profile: ModelProfile
-) -> None:
+def test_a_picture_that_fails_is_a_row_with_its_error(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-
-    async def render_failing() -> None:
-        await failing(output, profile, RuntimeError("no <luck>")).render("000000")
-        await render(output, ["000001"])
-
-    asyncio.run(render_failing())
+    render(plan, output, ["000000"], lambda: FailingRenderer(RuntimeError("no <luck>")))
+    render(plan, output, ["000001"])
     summary = write_report(plan, output)
     assert summary.is_exact
     assert (summary.num_ok, summary.num_error) == (2, 2)
     assert "RuntimeError: no &lt;luck&gt;" in output.read("report.html").decode()
 
 
-def test_a_dead_engine_commits_nothing(
-    planned: tuple[Plan, OutputFolder], profile: ModelProfile
-) -> None:
+@every_format
+def test_what_failed_can_be_tried_again(tmp_path: Path, format: Format) -> None:
+    prompts = ["a", "fail <this>", "c", "d"]
+    plan, output = plan_run(tmp_path, {"prompt": prompts}, format=format)
+    render(plan, output, plan.shards)
+    assert pending_shards(plan, output) == []
+    assert pending_shards(plan, output, retry_failed=True) == ["000000"]
+
+    class Better(PlainRenderer):
+        async def render(self, request: CanonicalRequest) -> GeneratedImage:
+            image = await super().render(request.model_copy(update={"prompt": "better"}))
+            return image.model_copy(
+                update={"provenance": image.provenance.model_copy(update={"request": request})}
+            )
+
+    renderer = Better()
+    render(plan, output, ["000000"], lambda: renderer, retry_failed=True)
+    assert renderer.rendered == ["better"]
+    summary = write_report(plan, output)
+    assert (summary.num_ok, summary.num_error, summary.is_exact) == (4, 0, True)
+    load: dict[str, Any] = {"files": load_files, "parquet": load_parquet}
+    loaded = load.get(format, load_webdataset)(tmp_path / "out", tmp_path / "cache")
+    assert sorted(loaded) == sorted(prompts)
+
+
+def test_a_dead_engine_commits_nothing(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-
-    async def render_dead() -> None:
-        await failing(output, profile, EngineDead("gone")).render("000000")
-
     with pytest.raises(EngineDead):
-        asyncio.run(render_dead())
+        render(plan, output, ["000000"], lambda: FailingRenderer(EngineDead("gone")))
     assert pending_shards(plan, output) == plan.shards
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+class KillingRenderer(PlainRenderer):
+    """Ends its process for one of its prompts, and for whatever is in it at that time."""
+
+    def __init__(self, kills: str) -> None:
+        super().__init__()
+        self._kills = kills
+
+    async def render(self, request: CanonicalRequest) -> GeneratedImage:
+        if request.prompt == self._kills:
+            raise Killed
+        return await super().render(request)
+
+
+def test_a_row_that_kills_is_found_and_given_up(tmp_path: Path) -> None:
+    prompts = [f"p{i}" for i in range(16)]
+    plan, output = plan_run(tmp_path, {"prompt": prompts}, shard_rows=8)
+    ledger = Ledger()
+    num_deaths = 0
+    while pending := pending_shards(plan, output):
+        try:
+            render(plan, output, pending, lambda: KillingRenderer("p3"), ledger=ledger)
+        except Killed:
+            num_deaths += 1
+    # In company of 8, 4 and 2, and three times alone.
+    assert num_deaths == 6
+    summary = write_report(plan, output)
+    assert (summary.num_ok, summary.num_error, summary.is_exact) == (15, 1, True)
+    rows = output.read_table("metadata/000000.parquet").to_pylist()
+    assert [row["prompt"] for row in rows if row["status"] == "error"] == ["p3"]
+    assert "died of it 3 times, alone" in rows[3]["error"]
 
 
 def test_what_is_missing_or_foreign_is_counted(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-    asyncio.run(render(output, plan.shards[:1]))
-    assert reconcile(plan, output).num_missing == 2
+    render(plan, output, plan.shards[:1])
+    assert reconcile(plan, output)[0].num_missing == 2
     table = output.read_table("metadata/000000.parquet")
     output.write_table("metadata/000001.parquet", table)
-    summary = reconcile(plan, output)
+    summary, _ = reconcile(plan, output)
     assert (summary.num_missing, summary.num_unexpected, summary.is_exact) == (2, 2, False)

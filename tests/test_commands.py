@@ -19,6 +19,7 @@ from tests.conftest import BIN, RAY_FOLDER, REPO, Cluster, free_port
 
 pytestmark = pytest.mark.cluster
 
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
 RENDER = [sys.executable, "-m", "jobs.render"]
 
 
@@ -29,6 +30,11 @@ def prompts(tmp_path: Path) -> Path:
     small = {"width": [64] * 6, "height": [64] * 6, "num_inference_steps": [4] * 6}
     pq.write_table(pa.table(table | small), file)
     return file
+
+
+def with_a_bad_row(file: Path) -> None:
+    bad = pa.table({"prompt": [""]} | {name: [value] for name, value in SMALL.items()})
+    pq.write_table(pa.concat_tables([pq.read_table(file), bad]), file)
 
 
 def run(command: list[str], cluster: Cluster | None = None) -> subprocess.CompletedProcess[str]:
@@ -47,9 +53,11 @@ def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path:
     command = [*RENDER, "--input", str(prompts), "--output", str(output), "--shard-rows=2"]
     command += ["--num-cpus=1"]
 
+    with_a_bad_row(prompts)
     first = run(command, cluster)
-    assert first.returncode == 0, first.stderr
-    assert "Planned 6 pictures in 3 shards" in first.stdout
+    assert first.returncode == 3, first.stderr
+    assert "Planned 6 pictures in 3 shards; 1 input rows rejected" in first.stdout
+    assert "rendered  6 of 6 pictures" in first.stdout
     assert re.search(
         r"^\d+ s: 6 of 6 pictures, [\d.]+/s, 0 failed, about 0 s left$", first.stdout, re.M
     )
@@ -58,12 +66,12 @@ def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path:
     rendered = pictures(output)
 
     again = run(command, cluster)
-    assert again.returncode == 0
+    assert again.returncode == 3
     assert "Nothing to do" in again.stdout
 
     (output / "metadata" / "000001.parquet").unlink()
     resumed = run(command, cluster)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.returncode == 3, resumed.stderr
     assert "Rendering 1 of 3 shards" in resumed.stdout
     assert pictures(output) == rendered
 
@@ -74,36 +82,45 @@ def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path:
     )
 
 
-def test_rejected_rows_are_told_by_the_exit_code(
-    cluster: Cluster, prompts: Path, tmp_path: Path
-) -> None:
-    table = pq.read_table(prompts).slice(0, 2)
-    odd = pa.table({"prompt": [""], "width": [64], "height": [64], "num_inference_steps": [4]})
-    pq.write_table(pa.concat_tables([table, odd]), prompts)
-    done = run(
-        [*RENDER, "--input", str(prompts), "--output", str(tmp_path / "out"), "--num-cpus=1"],
-        cluster,
-    )
+KILLING_RUN = """
+import sys
+from pathlib import Path
+import ray
+from batch.render import Job, Workers, render_shards, start_ledger
+from batch.report import write_report
+from tests.bulk import PlainRenderer, plan_run
+
+plan, output = plan_run(Path(sys.argv[1]), {"prompt": ["a", "b", "die", "d"]})
+ray.init(log_to_driver=False)
+job = Job(output.location, plan.settings.format, PlainRenderer)
+workers = Workers(concurrency=1, num_cpus=1, num_gpus=0)
+shards = sorted(render_shards(plan.shards, job, workers, start_ledger()))
+assert shards == plan.shards, shards
+write_report(plan, output)
+"""
+
+
+def test_a_row_that_kills_its_process_is_given_up(cluster: Cluster, tmp_path: Path) -> None:
+    done = run([sys.executable, "-c", KILLING_RUN, str(tmp_path)], cluster)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["num_ok"], summary["num_error"], summary["num_missing"]) == (3, 1, 0)
+    rows = pq.read_table(tmp_path / "out/metadata/000001.parquet").to_pylist()
+    assert rows[0]["prompt"] == "die"
+    assert "ProcessDied" in rows[0]["error"]
+
+
+def test_a_dry_run_says_how_long_and_how_large(prompts: Path, cluster: Cluster) -> None:
+    with_a_bad_row(prompts)
+    done = run([*RENDER, "--input", str(prompts), "--dry-run", "--num-cpus=1"], cluster)
     assert done.returncode == 3, done.stderr
-    assert "2 of 2 pictures rendered, 0 failed, 1 rows rejected" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--input", "missing.parquet", "--output", "out"], "error: cannot read missing.parquet"),
-        (["--input", "examples", "--output", "examples/out"], "error: --output examples/out lies"),
-        (
-            ["--input", "examples/prompts.parquet", "--output", "out", "--model", "/no/model"],
-            "error: /no/model is not a diffusers folder",
-        ),
-    ],
-)
-def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
-    done = run([*RENDER, *arguments])
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(message)
-    assert "Traceback" not in done.stderr
+    assert "Planned 6 pictures in 1 shards" in done.stdout
+    assert "  row 6: prompt: must not be empty" in done.stdout
+    assert re.search(
+        r"^6 pictures took \d+ s; all 6 will take about \d+ s on \d engine\(s\), and 0\.\d MB$",
+        done.stdout,
+        re.M,
+    )
 
 
 def test_a_submitted_job_renders(cluster: Cluster, prompts: Path, tmp_path: Path) -> None:

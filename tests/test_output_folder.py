@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import fs
 
 from batch.output_folder import LocationUnusable, OutputFolder
 
@@ -28,21 +27,18 @@ def test_what_is_not_there_is_not_there(folder: OutputFolder) -> None:
         folder.read("a")
 
 
-def test_a_write_that_fails_leaves_the_old_file(
-    folder: OutputFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file(folder: OutputFolder, tmp_path: Path) -> None:
     folder.write("a", b"old")
 
-    def cut(path: str, data: bytes) -> None:
-        with fs.LocalFileSystem().open_output_stream(path) as stream:
-            stream.write(data[:1])
-        raise OSError("disk full")
+    def write_half() -> None:
+        with folder.writing("a") as stream:
+            stream.write(b"n")
+            raise OSError("disk full")
 
-    monkeypatch.setattr(folder, "_put", cut)
     with pytest.raises(OSError, match="disk full"):
-        folder.write("a", b"new")
+        write_half()
     assert folder.read("a") == b"old"
-    assert folder.list("") == ["a"]
+    assert [file.name for file in (tmp_path / "an output").iterdir()] == ["a"]
 
 
 def test_tables_come_back(folder: OutputFolder) -> None:

@@ -1,0 +1,90 @@
+"""Estimate: how long a planned run will take and how large it will be, from a sample of it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pyarrow.compute as pc
+import ray
+
+from batch.output_folder import OutputFolder
+from batch.plan import Plan, read_shard
+from batch.records import planned_images
+from batch.render import ImageRenderer, Workers
+from shared.config import EngineConfig, Settings
+from shared.cpu_workers import CPU_WORKER
+from shared.request import CanonicalRequest
+
+# As many as an engine renders at once, so that the sample is as fast as the run.
+_SAMPLE = EngineConfig().max_in_flight
+
+
+class Estimate(Settings):
+    """Of a whole run on all its engines; without the time that loading the model takes."""
+
+    num_sampled: int
+    sample_s: float
+    render_s: float
+    num_bytes: int
+
+
+def estimate(
+    plan: Plan,
+    output: OutputFolder,
+    make_renderer: Callable[[], ImageRenderer],
+    workers: Workers,
+) -> Estimate:
+    """Render some of the pictures on one engine, and draw from them on all."""
+    sample = _sample(plan, output)
+    seconds, num_bytes = ray.get(
+        ray.remote(_render)
+        .options(
+            num_cpus=workers.num_cpus,
+            num_gpus=workers.num_gpus,
+            runtime_env={"env_vars": CPU_WORKER},
+        )
+        .remote(make_renderer, sample)
+    )
+    pixels, pixel_steps = _work(plan, output)
+    engines = min(workers.concurrency, plan.num_shards)
+    return Estimate(
+        num_sampled=len(sample),
+        sample_s=seconds,
+        render_s=seconds * pixel_steps / sum(each.pixel_steps for each in sample) / engines,
+        num_bytes=round(num_bytes * pixels / sum(each.width * each.height for each in sample)),
+    )
+
+
+def _sample(plan: Plan, output: OutputFolder) -> list[CanonicalRequest]:
+    """From shards that are evenly spread over the run."""
+    shards = plan.shards[:: max(1, plan.num_shards // _SAMPLE)][:_SAMPLE]
+    each = -(-_SAMPLE // len(shards))
+    images = [planned_images(read_shard(output, shard).slice(0, each)) for shard in shards]
+    return [image.request for shard in images for image in shard][:_SAMPLE]
+
+
+def _work(plan: Plan, output: OutputFolder) -> tuple[int, int]:
+    """Pixels, and pixels times steps, of all pictures."""
+    pixels = pixel_steps = 0
+    for shard in plan.shards:
+        table = read_shard(output, shard)
+        area = pc.multiply(table["width"].cast("int64"), table["height"].cast("int64"))
+        pixels += pc.sum(area).as_py()
+        pixel_steps += pc.sum(pc.multiply(area, table["num_inference_steps"])).as_py()
+    return pixels, pixel_steps
+
+
+def _render(
+    make_renderer: Callable[[], ImageRenderer], requests: list[CanonicalRequest]
+) -> tuple[float, int]:
+    """Seconds and bytes that `requests` take, rendered together by an engine that is warm."""
+    renderer = make_renderer()
+
+    async def render(together: list[CanonicalRequest]) -> int:
+        images = await asyncio.gather(*map(renderer.render, together))
+        return sum(len(image.data) for image in images)
+
+    asyncio.run(render(requests[:1]))
+    started = time.perf_counter()
+    num_bytes = asyncio.run(render(requests))
+    return time.perf_counter() - started, num_bytes
