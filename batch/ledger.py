@@ -6,7 +6,7 @@ kills; after some tries of that row alone it is given up, and all others are ren
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # As a row may be hit by deaths that it is not the reason of, one is not enough.
@@ -51,12 +51,12 @@ class Ledger:
         self._counts = Counter[str]()
         self._tries: dict[str, _Tries] = {}
 
-    async def count(self, status: str) -> None:
-        """A picture is finished."""
-        self._counts[status] += 1
+    async def count(self, statuses: Mapping[str, int]) -> None:
+        """So many pictures are finished, by status: "ok" or "error"."""
+        self._counts.update(statuses)
 
     async def counts(self) -> Counter[str]:
-        """Pictures by status, "ok" or "error"."""
+        """The pictures that are finished, by status."""
         return self._counts
 
     async def begin(self, shard: str, num_rows: int) -> Assignment:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,6 +45,8 @@ _SHARDS_AT_ONCE = 2
 # Enough that the engine never waits for a picture to be stored; the rest of the shards stays out of
 # memory until then.
 _IMAGES_AT_ONCE = 2 * EngineConfig().max_in_flight
+# Seconds between two tellings of how many pictures are done.
+_NEWS_EVERY_S = 1.0
 # Shards that Ray Data hands out at once are a block; it keeps some 8 kB for each.
 _MAX_BLOCKS = 2000
 
@@ -138,9 +142,14 @@ class _RemoteLedger:
 
     def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
+        self._untold = Counter[str]()
+        self._told_at = time.monotonic()
 
-    async def count(self, status: str) -> None:
-        self._actor.count.remote(status)  # nobody waits for it
+    async def count(self, statuses: Mapping[str, int]) -> None:
+        """Told now and then: a call for each picture would be the dearest part of a cheap one."""
+        self._untold.update(statuses)
+        if time.monotonic() - self._told_at > _NEWS_EVERY_S:
+            self._tell()
 
     async def begin(self, shard: str, num_rows: int) -> Assignment:
         assignment: Assignment = await self._actor.begin.remote(shard, num_rows)
@@ -150,7 +159,13 @@ class _RemoteLedger:
         await self._actor.enter.remote(shard, group)
 
     async def end(self, shard: str) -> None:
+        self._tell()
         await self._actor.end.remote(shard)
+
+    def _tell(self) -> None:
+        self._actor.count.remote(dict(self._untold))  # nobody waits for it
+        self._untold.clear()
+        self._told_at = time.monotonic()
 
 
 class _EngineActor:
@@ -229,7 +244,7 @@ class ShardRenderer:
 
     async def _finish(self, shard: "_Shard", row: int, metadata: dict[str, Any]) -> None:
         shard.rows[row] = metadata
-        await self._ledger.count(metadata["status"])
+        await self._ledger.count({metadata["status"]: 1})
 
 
 class _Shard:
