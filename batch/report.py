@@ -39,14 +39,15 @@ def read_summary(output: OutputFolder) -> Summary | None:
 
 
 def _page(plan: Plan, summary: Summary, survey: Survey, output: OutputFolder) -> str:
+    charts = [_rates(survey.timeline), _bars("failures", survey.reasons)]
+    charts += [_bars(name, values) for name, values in survey.parameters.items()]
     failed = (f"{row['prompt']}: {row['error']}" for row in survey.failed)
     return _PAGE.format(
         title=f"{summary.num_ok} pictures by {html.escape(plan.settings.model.name)}",
         facts=_facts(plan, summary),
         pictures="\n".join(_figure(row, plan, output) for row in survey.pictures),
-        rates=_rates(survey.timeline),
-        parameters="".join(_bars(name, values) for name, values in survey.parameters.items()),
-        failures=_bars("failures", survey.reasons) + _list("Failed", failed),
+        charts="".join(charts),
+        failed=_list("Failed", failed),
         rejected=_list("Rejected input rows", _rejected(plan, output)),
     )
 
@@ -99,11 +100,11 @@ def _rates(timeline: Timeline) -> str:
         f'<rect x="{i}" y="{1 - rate / highest:.4f}" width="0.9" height="{rate / highest:.4f}"/>'
         for i, rate in enumerate(rates)
     )
-    about = f"{len(rates) * part_s} s, in parts of {part_s} s; at most {highest:.2f} pictures/s"
+    about = f"pictures/s, over {len(rates) * part_s} s; at most {highest:.2f}"
     return (
-        f"<h2>Throughput</h2>"
+        f'<figure class="rates"><figcaption>{about}</figcaption>'
         f'<svg viewBox="0 0 {len(rates)} 1" preserveAspectRatio="none" role="img" '
-        f'aria-label="Pictures per second over time">{columns}</svg><p>{about}</p>'
+        f'aria-label="{about}">{columns}</svg></figure>'
     )
 
 
@@ -155,8 +156,10 @@ _PAGE = """<!doctype html>
   img {{ width: 100%; border-radius: .3rem; display: block; }}
   figcaption {{ font-size: .85rem; line-height: 1.3; margin-top: .3rem; }}
   small {{ display: block; opacity: .75; }}
+  .rates {{ flex: 1 1 20rem; }}
   svg {{ width: 100%; height: 8rem; fill: #b5451b; }}
-  .tables {{ display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: start; }}
+  .tables {{ display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: start;
+             margin: 1rem 0 2rem; }}
   caption {{ text-align: left; font-weight: bold; }}
   th {{ text-align: left; font-weight: normal; }}
   td {{ text-align: right; padding-left: 1rem; }}
@@ -165,12 +168,11 @@ _PAGE = """<!doctype html>
 <body>
 <h1>{title}</h1>
 <dl>{facts}</dl>
+<div class="tables">{charts}</div>
 <div class="sheet">
 {pictures}
 </div>
-{rates}
-<div class="tables">{parameters}</div>
-{failures}
+{failed}
 {rejected}
 </body>
 </html>

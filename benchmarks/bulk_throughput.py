@@ -1,0 +1,121 @@
+"""Pictures per second of a bulk job beside those of the bare engine, on the same cores.
+
+python benchmarks/bulk_throughput.py
+
+The same requests, by turns: `python -m jobs.render` in its steady state (between a tenth and nine
+tenths of its pictures), and an engine in a process of its own that has all of them at once.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch.output_folder import OutputFolder
+from batch.plan import read_plan, read_shard
+from batch.records import planned_images
+from shared.cpu_workers import CPU_WORKER
+
+STEADY = (0.1, 0.9)
+
+
+def main() -> None:
+    options = _parse()
+    if options.engine_of:
+        print(asyncio.run(engine_rate(options.engine_of)))
+        return
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
+        folder = Path(name)
+        write_prompts(folder / "prompts.parquet", options)
+        for number in range(options.rounds):
+            output = folder / f"out-{number}"
+            job, engine = job_rate(folder, output), rate_of_an_engine(output)
+            ratios.append(job / engine)
+            print(
+                f"job {job:.2f} pictures/s, engine {engine:.2f}, ratio {ratios[-1]:.3f}", flush=True
+            )
+    print(f"ratio: {statistics.median(ratios):.3f} (median of {len(ratios)})")
+
+
+def job_rate(folder: Path, output: Path) -> float:
+    command = [sys.executable, "-m", "jobs.render", "--input", str(folder / "prompts.parquet")]
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
+    subprocess.run(
+        [*command, "--output", str(output)], check=True, env=environment, capture_output=True
+    )
+    tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
+    finished = pa.concat_tables(tables).column("finished_at").to_pylist()
+    return steady_rate([time.timestamp() for time in finished])
+
+
+def rate_of_an_engine(output: Path) -> float:
+    done = subprocess.run(
+        [sys.executable, __file__, "--engine-of", str(output)],
+        check=True,
+        env=os.environ | CPU_WORKER,
+        capture_output=True,
+        text=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+async def engine_rate(folder: Path) -> float:
+    """Of the pictures that are planned in `folder`, rendered but not kept."""
+    import time
+
+    from shared.config import EngineConfig, ModelConfig
+    from shared.renderer import Renderer
+
+    output = OutputFolder(str(folder))
+    plan = read_plan(output)
+    assert plan is not None
+    images = [each for shard in plan.shards for each in planned_images(read_shard(output, shard))]
+    finished: list[float] = []
+    engine = EngineConfig(max_queued=len(images))
+    with Renderer(ModelConfig(), engine) as renderer:
+
+        async def render(number: int) -> None:
+            await renderer.render(images[number].request)
+            finished.append(time.time())
+
+        await asyncio.gather(*map(render, range(len(images))))
+    return steady_rate(finished)
+
+
+def steady_rate(finished: list[float]) -> float:
+    """Pictures per second, without the start and the end."""
+    finished = sorted(finished)
+    first, last = (int(part * (len(finished) - 1)) for part in STEADY)
+    return (last - first) / (finished[last] - finished[first])
+
+
+def write_prompts(file: Path, options: argparse.Namespace) -> None:
+    number, size = options.pictures, options.size
+    columns = {
+        "prompt": [f"twin peaks {i}" for i in range(number)],
+        "width": [size] * number,
+        "height": [size] * number,
+        "num_inference_steps": [10 + i % 21 for i in range(number)],
+    }
+    pq.write_table(pa.table(columns), file)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--engine-of", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
