@@ -8,7 +8,7 @@ import json
 import tarfile
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,9 +65,11 @@ class ImageFiles:
 class _Bundle(ABC):
     """All pictures of a shard in one file, written at its end."""
 
+    _file_of_shard: ClassVar[str]
+
     def __init__(self, output: OutputFolder, shard: str) -> None:
         self._output = output
-        self._file = self._file_of(shard)
+        self._file = self._file_of_shard.format(shard)
         self._pictures: dict[str, bytes] = {}
 
     def add(self, name: str, data: bytes) -> str:
@@ -92,10 +94,6 @@ class _Bundle(ABC):
 
     @staticmethod
     @abstractmethod
-    def _file_of(shard: str) -> str: ...
-
-    @staticmethod
-    @abstractmethod
     def _packed(rows: pa.Table, pictures: list[bytes]) -> bytes: ...
 
     @staticmethod
@@ -106,9 +104,7 @@ class _Bundle(ABC):
 class ParquetFile(_Bundle):
     """data/<shard>.parquet, with a column `image` of the pictures' bytes and names."""
 
-    @staticmethod
-    def _file_of(shard: str) -> str:
-        return f"data/{shard}.parquet"
+    _file_of_shard = "data/{}.parquet"
 
     @staticmethod
     def _packed(rows: pa.Table, pictures: list[bytes]) -> bytes:
@@ -126,9 +122,7 @@ class ParquetFile(_Bundle):
 class TarFile(_Bundle):
     """shards/<shard>.tar, with a picture and a .json of the same name, as WebDataset reads them."""
 
-    @staticmethod
-    def _file_of(shard: str) -> str:
-        return f"shards/{shard}.tar"
+    _file_of_shard = "shards/{}.tar"
 
     @staticmethod
     def _packed(rows: pa.Table, pictures: list[bytes]) -> bytes:

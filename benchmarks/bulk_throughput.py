@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,7 +54,7 @@ def job_rate(folder: Path, output: Path) -> float:
     )
     tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
     finished = pa.concat_tables(tables).column("finished_at").to_pylist()
-    return steady_rate([time.timestamp() for time in finished])
+    return steady_rate([each.timestamp() for each in finished])
 
 
 def rate_of_an_engine(output: Path) -> float:
@@ -69,8 +70,6 @@ def rate_of_an_engine(output: Path) -> float:
 
 async def engine_rate(folder: Path) -> float:
     """Of the pictures that are planned in `folder`, rendered but not kept."""
-    import time
-
     from shared.config import EngineConfig, ModelConfig
     from shared.renderer import Renderer
 
