@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import ray
 
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, read_shard
+from batch.plan import Plan, shard_file
 from batch.records import planned_images
 from batch.render import ImageRenderer, Workers
 from shared.config import EngineConfig, Settings
@@ -59,15 +59,15 @@ def _sample(plan: Plan, output: OutputFolder) -> list[CanonicalRequest]:
     """From shards that are evenly spread over the run."""
     shards = plan.shards[:: max(1, plan.num_shards // _SAMPLE)][:_SAMPLE]
     each = -(-_SAMPLE // len(shards))
-    images = [planned_images(read_shard(output, shard).slice(0, each)) for shard in shards]
-    return [image.request for shard in images for image in shard][:_SAMPLE]
+    tables = output.read_tables([*map(shard_file, shards)])
+    images = [image for table in tables for image in planned_images(table.slice(0, each))]
+    return [image.request for image in images][:_SAMPLE]
 
 
 def _work(plan: Plan, output: OutputFolder) -> tuple[int, int]:
     """Pixels, and pixels times steps, of all pictures."""
     pixels = pixel_steps = 0
-    for shard in plan.shards:
-        table = read_shard(output, shard)
+    for table in output.read_tables([*map(shard_file, plan.shards)]):
         area = pc.multiply(table["width"].cast("int64"), table["height"].cast("int64"))
         pixels += pc.sum(area).as_py()
         pixel_steps += pc.sum(pc.multiply(area, table["num_inference_steps"])).as_py()

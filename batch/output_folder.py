@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -22,6 +23,7 @@ ResultT = TypeVar("ResultT")
 
 # An object store that fails is asked again for so long, beside the tries of its own client.
 _PATIENCE_S = 120
+_READ_AT_ONCE = 16
 
 
 class LocationUnusable(ValueError):
@@ -126,7 +128,23 @@ class OutputFolder:
         self.write(name, parquet_bytes(table))
 
     def read_table(self, name: str) -> pa.Table:
+        """Raises FileNotFoundError."""
         return pq.read_table(pa.BufferReader(self.read(name)))
+
+    def find_table(self, name: str) -> pa.Table | None:
+        """The table, if it is there."""
+        try:
+            return self.read_table(name)
+        except FileNotFoundError:
+            return None
+
+    def read_tables(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """As `read_table`, of each in order."""
+        return _several_at_once(self.read_table, names)
+
+    def find_tables(self, names: Sequence[str]) -> Iterator[pa.Table | None]:
+        """As `find_table`, of each in order."""
+        return _several_at_once(self.find_table, names)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -146,6 +164,13 @@ class OutputFolder:
             reraise=True,
         )
         return retrying(action)
+
+
+def _several_at_once(read: Callable[[str], ResultT], names: Sequence[str]) -> Iterator[ResultT]:
+    """In the order of `names`, and not far ahead of who takes them."""
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        for start in range(0, len(names), 4 * _READ_AT_ONCE):
+            yield from pool.map(read, names[start : start + 4 * _READ_AT_ONCE])
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

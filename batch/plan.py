@@ -6,7 +6,7 @@ plan, so a plan that was interrupted is simply made again.
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -85,16 +85,20 @@ class Plan(Settings):
     def rejected_files(self) -> list[str]:
         return [_rejected_file(i) for i in range(math.ceil(self.num_rejected / _REJECTED_ROWS))]
 
-    def num_images(self, shards: Collection[str]) -> int:
-        """How many pictures `shards` hold; only the last of all can be short."""
-        num_rows = self.settings.shard_rows
-        missing = self.num_shards * num_rows - self.num_planned
-        has_last = shard_name(self.num_shards - 1) in shards
-        return len(shards) * num_rows - (missing if has_last else 0)
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Pictures in each of the shards; only the last can be short."""
+        full, rest = divmod(self.num_planned, self.settings.shard_rows)
+        return [self.settings.shard_rows] * full + [rest] * bool(rest)
 
 
 def shard_name(index: int) -> str:
     return f"{index:06d}"
+
+
+def shard_file(shard: str) -> str:
+    """Of the planned images of a shard, and the input's other columns beside them."""
+    return f"plan/shards/{shard}.parquet"
 
 
 def read_plan(output: OutputFolder) -> Plan | None:
@@ -102,11 +106,6 @@ def read_plan(output: OutputFolder) -> Plan | None:
     if not output.exists(MARKER):
         return None
     return Plan.model_validate_json(output.read(MARKER))
-
-
-def read_shard(output: OutputFolder, shard: str) -> pa.Table:
-    """The planned images of a shard, and the input's other columns beside them."""
-    return output.read_table(_shard_file(shard))
 
 
 def make_plan(source: PromptTable, output: OutputFolder, settings: RunSettings) -> Plan:
@@ -125,7 +124,7 @@ def make_plan(source: PromptTable, output: OutputFolder, settings: RunSettings) 
 
 
 def _write_plan(source: PromptTable, output: OutputFolder, settings: RunSettings) -> Plan:
-    shards = _TableFiles(output, lambda i: _shard_file(shard_name(i)), settings.shard_rows)
+    shards = _TableFiles(output, lambda i: shard_file(shard_name(i)), settings.shard_rows)
     rejected = _TableFiles(output, _rejected_file, _REJECTED_ROWS)
     for rows in source.rows(settings.limit):
         planned: list[dict[str, Any]] = []
@@ -238,10 +237,6 @@ def _rejected_row(source_row: int, fields: dict[str, Any], error: InvalidRequest
         "reason": error.message,
         "row": canonical_json({name: _printable(value) for name, value in fields.items()}),
     }
-
-
-def _shard_file(shard: str) -> str:
-    return f"plan/shards/{shard}.parquet"
 
 
 def _rejected_file(index: int) -> str:

@@ -1,8 +1,6 @@
 """Reconcile: hold the metadata against the plan, in one pass that keeps no more than it counts."""
 
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,9 +12,9 @@ import pyarrow.parquet as pq
 
 from batch.image_store import INDEX
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, read_shard
+from batch.plan import Plan, shard_file
 from batch.records import METADATA_SCHEMA, dataset_rows
-from batch.render import read_metadata
+from batch.render import metadata_file
 from shared.config import Settings
 
 _NUM_PICTURES = 60
@@ -25,7 +23,6 @@ _NUM_FAILED = 100
 _NUM_VALUES = 1000
 # Parts of time with pictures in them.
 _NUM_PARTS = 10_000
-_READ_AT_ONCE = 16
 _ROWS_PER_GROUP = 64 * 1024
 
 
@@ -112,8 +109,10 @@ def reconcile(plan: Plan, output: OutputFolder) -> tuple[Summary, Survey]:
     """
     survey = Survey(every=max(1, plan.num_planned // _NUM_PICTURES))
     with _Index(output) as index:
-        for shard, planned, metadata in _shards(plan, output):
-            expected = Counter(planned)
+        planned = output.read_tables([*map(shard_file, plan.shards)])
+        rendered = output.find_tables([*map(metadata_file, plan.shards)])
+        for shard, rows, metadata in zip(plan.shards, planned, rendered, strict=True):
+            expected = Counter(rows.column("image_id").to_pylist())
             found = Counter(metadata.column("image_id").to_pylist() if metadata else ())
             survey.totals["missing"] += (expected - found).total()
             survey.totals["unexpected"] += (found - expected).total()
@@ -135,18 +134,6 @@ def reconcile(plan: Plan, output: OutputFolder) -> tuple[Summary, Survey]:
         render_s=round(survey.render_s, 3),
     )
     return summary, survey
-
-
-def _shards(plan: Plan, output: OutputFolder) -> Iterator[tuple[str, list[str], pa.Table | None]]:
-    """Each shard, the ids that are planned in it and its metadata, read some at a time."""
-
-    def read(shard: str) -> tuple[str, list[str], pa.Table | None]:
-        ids: list[str] = read_shard(output, shard).column("image_id").to_pylist()
-        return shard, ids, read_metadata(output, shard)
-
-    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        for start in range(0, plan.num_shards, 4 * _READ_AT_ONCE):
-            yield from pool.map(read, plan.shards[start : start + 4 * _READ_AT_ONCE])
 
 
 class _Index:

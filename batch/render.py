@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from batch.image_store import Format, ShardImages, picture_name, shard_images
 from batch.ledger import Assignment, Ledger, ProcessDied
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, read_shard
+from batch.plan import Plan, shard_file
 from batch.records import (
     METADATA_SCHEMA,
     PlannedImage,
@@ -82,27 +82,24 @@ def metadata_file(shard: str) -> str:
     return f"metadata/{shard}.parquet"
 
 
-def read_metadata(output: OutputFolder, shard: str) -> pa.Table | None:
-    """The metadata of a shard, if it is committed."""
-    try:
-        return output.read_table(metadata_file(shard))
-    except FileNotFoundError:
-        return None
+def pending_shards(
+    plan: Plan, output: OutputFolder, *, retry_failed: bool = False
+) -> dict[str, int]:
+    """The shards to render, and how many pictures of each: those that are not committed.
 
-
-def pending_shards(plan: Plan, output: OutputFolder, *, retry_failed: bool = False) -> list[str]:
-    """The shards that are not committed; with `retry_failed` those with failed pictures too."""
-    committed = set(output.list("metadata"))
-    return [
-        shard
-        for shard in plan.shards
-        if f"{shard}.parquet" not in committed or (retry_failed and _has_failed(output, shard))
-    ]
-
-
-def _has_failed(output: OutputFolder, shard: str) -> bool:
-    metadata = read_metadata(output, shard)
-    return metadata is not None and "error" in metadata.column("status").to_pylist()
+    With `retry_failed` also those of which pictures failed.
+    """
+    names = set(output.list("metadata"))
+    committed = [shard for shard in plan.shards if f"{shard}.parquet" in names]
+    pending = dict(zip(plan.shards, plan.shard_sizes, strict=True))
+    for shard in committed:
+        del pending[shard]
+    if retry_failed:
+        tables = output.read_tables([*map(metadata_file, committed)])
+        for shard, metadata in zip(committed, tables, strict=True):
+            if num_failed := metadata.column("status").to_pylist().count("error"):
+                pending[shard] = num_failed
+    return pending
 
 
 def start_ledger() -> ActorHandle:
@@ -198,10 +195,10 @@ class ShardRenderer:
 
     async def render(self, shard: str) -> None:
         """Store the shard's pictures, then its metadata in one write: that commits it."""
-        metadata = await asyncio.to_thread(read_metadata, self._output, shard)
+        metadata = await asyncio.to_thread(self._output.find_table, metadata_file(shard))
         if metadata is not None and not self._job.retry_failed:
             return  # by another run at the same time, or a try whose end was not heard
-        plan = await asyncio.to_thread(read_shard, self._output, shard)
+        plan = await asyncio.to_thread(self._output.read_table, shard_file(shard))
         rendering = _Shard(
             planned_images(plan), shard_images(self._output, shard, self._job.format)
         )

@@ -1,7 +1,6 @@
-"""Render a Parquet dataset of prompts into a folder of pictures with metadata.
+"""The bulk door: plan a dataset of prompts, render what is not committed yet, report.
 
-Each input row is a request: a column `prompt`, and where wanted negative_prompt, width, height,
-num_inference_steps, guidance_scale, scheduler and seed. Run it again to go on where it stopped.
+python -m jobs.render --help
 """
 
 import argparse
@@ -13,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import ray
 from pydantic import ValidationError
@@ -22,7 +20,6 @@ from ray.data import DataContext
 from ray.exceptions import RayError
 
 from batch.estimate import estimate
-from batch.image_store import Format
 from batch.output_folder import LocationUnusable, OutputFolder
 from batch.plan import DifferentRun, Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
@@ -30,6 +27,7 @@ from batch.reconcile import Summary
 from batch.render import ImageRenderer, Job, Workers, pending_shards, render_shards, start_ledger
 from batch.replay import NotReplayable, replay, replayable
 from batch.report import REPORT, read_summary, write_report
+from jobs.arguments import flag, parse
 from jobs.progress import Progress, duration
 from shared.config import EngineConfig, ModelConfig, RequestDefaults
 from shared.errors import ModelUnavailable
@@ -40,19 +38,9 @@ from shared.request import first_problem
 ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
 _MAX_REJECTED_SHOWN = 10
 
-_EPILOG = """
-examples:
-  python -m jobs.render --input examples/prompts.parquet --output out
-  python -m jobs.render --replay out/images/000000/2f9c...png
-  ray job submit --working-dir . -- \\
-      python -m jobs.render --input s3://bucket/prompts --output s3://bucket/pictures
-
-exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 crash
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+    options = parse(arguments)
     try:
         if options.replay:
             return _replay(options)
@@ -151,7 +139,7 @@ def _model(
         )
     except ValidationError as error:
         wrong = first_problem(error.errors())
-        raise UsageError(f"{_flag(wrong.field.split('.')[-1])}: {wrong.message}") from None
+        raise UsageError(f"{flag(wrong.field.split('.')[-1])}: {wrong.message}") from None
     return absolute(model)
 
 
@@ -182,7 +170,7 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
 
 
 def _render(
-    pending: list[str],
+    pending: dict[str, int],
     plan: Plan,
     output: OutputFolder,
     model: ModelConfig,
@@ -197,8 +185,8 @@ def _render(
     )
     ledger = start_ledger()
     job = Job(output.location, plan.settings.format, _make_renderer(model), options.retry_failed)
-    with Progress(plan.num_images(pending), partial(_counts, ledger)).shown():
-        for _ in render_shards(pending, job, workers, ledger):
+    with Progress(sum(pending.values()), partial(_counts, ledger)).shown():
+        for _ in render_shards([*pending], job, workers, ledger):
             pass
 
 
@@ -272,79 +260,6 @@ def _exit_code(summary: Summary) -> int:
     if not summary.is_exact:
         return CRASHED
     return SOME_FAILED if summary.num_error or summary.num_rejected else ALL_RENDERED
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.render",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--input", help="a Parquet file or a folder of them: a path or a URI")
-    add("--output", help="the folder to fill: a path or a URI")
-    add("--format", default="files", choices=get_args(Format), help="of the pictures (%(default)s)")
-    add("--dry-run", action="store_true", help="only plan, and estimate time and size")
-    add("--retry-failed", action="store_true", help="render the pictures that failed once more")
-    add("--replay", metavar="IMAGE", help="only render this PNG file of ours again, and compare")
-    add("--model", help="bundled name, local folder or hub id (postcard)")
-    add(
-        "--adapter",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="NAME=FILE",
-        help="a LoRA adapter that rows may ask for",
-    )
-    add("--device", default="auto", help="torch's name of the device (%(default)s)")
-    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="of weights (auto)")
-    add(
-        "--column",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="FIELD=COLUMN",
-        help="the input's column that holds a field, if it has another name: prompt=caption",
-    )
-    add("--limit", type=_positive, metavar="N", help="only the first N rows of the input")
-    add(
-        "--num-images-per-prompt",
-        type=_positive,
-        default=1,
-        metavar="N",
-        help="pictures of a row that does not say how many (%(default)s)",
-    )
-    for name in RequestDefaults.model_fields:
-        kind = float if name == "guidance_scale" else int
-        add(_flag(name), type=kind, help="for rows that leave it out (what the model says)")
-    add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
-    add("--shard-rows", type=_positive, default=16, help="pictures committed at once (%(default)s)")
-    add("--concurrency", type=_positive, help="engines (one per GPU, or per node without GPUs)")
-    add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
-    add("--num-gpus", type=float, help="GPUs of each engine")
-    options = parser.parse_args(arguments)
-    if not options.replay and not (options.input and (options.output or options.dry_run)):
-        parser.error("--input and --output are required")
-    return options
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like name=value")
-    return name, value
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from PIL import Image
 from batch.image_store import Format
 from batch.ledger import Ledger
 from batch.output_folder import OutputFolder
-from batch.plan import Plan, read_shard
+from batch.plan import Plan, shard_file
 from batch.reconcile import reconcile
 from batch.records import planned_images
 from batch.render import pending_shards
@@ -50,9 +50,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_is_complete_and_exact(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-    assert pending_shards(plan, output) == ["000000", "000001"]
+    assert pending_shards(plan, output) == {"000000": 2, "000001": 2}
     render(plan, output, plan.shards)
-    assert pending_shards(plan, output) == []
+    assert pending_shards(plan, output) == {}
     summary = write_report(plan, output)
     assert summary.is_exact
     assert (summary.num_ok, summary.num_rejected, summary.num_error) == (4, 1, 0)
@@ -69,7 +69,7 @@ def test_metadata_says_what_each_file_is(planned: tuple[Plan, OutputFolder]) -> 
     render(plan, output, plan.shards[:1])
     rows = output.read_table("metadata/000000.parquet").to_pylist()
     assert [row["image_id"] for row in rows] == [
-        image.image_id for image in planned_images(read_shard(output, "000000"))
+        image.image_id for image in planned_images(output.read_table(shard_file("000000")))
     ]
     for row in rows:
         data = output.read(f"images/{row['file_name']}")
@@ -84,7 +84,7 @@ def test_bulk_and_online_give_the_same_bytes(planned: tuple[Plan, OutputFolder])
     plan, output = planned
     render(plan, output, plan.shards, lambda: Renderer(ModelConfig(), EngineConfig()))
     rows = output.read_table("metadata/000001.parquet").to_pylist()
-    request = planned_images(read_shard(output, "000001"))[0].request
+    request = planned_images(output.read_table(shard_file("000001")))[0].request
     with Renderer(ModelConfig(), EngineConfig()) as renderer:
         online = asyncio.run(renderer.render(request))
     assert online.sha256 == rows[0]["sha256"]
@@ -215,8 +215,8 @@ def test_what_failed_can_be_tried_again(tmp_path: Path, format: Format) -> None:
     prompts = ["a", "fail <this>", "c", "d"]
     plan, output = plan_run(tmp_path, {"prompt": prompts}, format=format)
     render(plan, output, plan.shards)
-    assert pending_shards(plan, output) == []
-    assert pending_shards(plan, output, retry_failed=True) == ["000000"]
+    assert pending_shards(plan, output) == {}
+    assert pending_shards(plan, output, retry_failed=True) == {"000000": 1}
 
     class Better(PlainRenderer):
         async def render(self, request: CanonicalRequest) -> GeneratedImage:
@@ -239,7 +239,7 @@ def test_a_dead_engine_commits_nothing(planned: tuple[Plan, OutputFolder]) -> No
     plan, output = planned
     with pytest.raises(EngineDead):
         render(plan, output, ["000000"], lambda: FailingRenderer(EngineDead("gone")))
-    assert pending_shards(plan, output) == plan.shards
+    assert list(pending_shards(plan, output)) == plan.shards
 
 
 class Killed(BaseException):

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch.output_folder import OutputFolder
-from batch.plan import DifferentRun, Plan, RunSettings, make_plan, read_plan, read_shard
+from batch.plan import DifferentRun, Plan, RunSettings, make_plan, read_plan, shard_file
 from batch.prompts import InputUnusable, PromptTable
 from batch.records import PlannedImage, kept_columns, planned_images
 from shared.model_profile import ModelProfile
@@ -31,7 +31,7 @@ def plan_into(folder: Path, source: str, profile: ModelProfile, **changed: Any) 
 
 
 def images_of(folder: Path, shard: str = "000000") -> list[PlannedImage]:
-    return planned_images(read_shard(OutputFolder(str(folder)), shard))
+    return planned_images(OutputFolder(str(folder)).read_table(shard_file(shard)))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -51,9 +51,7 @@ def test_every_row_becomes_one_planned_picture(tmp_path: Path, profile: ModelPro
     images = [image for shard in plan.shards for image in images_of(tmp_path / "out", shard)]
     assert [image.request.prompt for image in images] == [f"p{i}" for i in range(7)]
     assert [image.source_row for image in images] == list(range(7))
-    assert plan.num_images(plan.shards) == 7
-    assert plan.num_images(["000000", "000002"]) == 4
-    assert plan.num_images(["000001"]) == 3
+    assert plan.shard_sizes == [3, 3, 1]
     assert [image.request.seed for image in images][2:] == [7, 8, 9, 10, 11]
     assert len({image.image_id for image in images}) == 7
 
@@ -154,7 +152,7 @@ def test_a_field_may_have_a_column_of_another_name(tmp_path: Path, profile: Mode
         settings(source, profile, columns=columns),
     )
     assert [image.request.prompt for image in images_of(tmp_path / "out")] == ["a", "b"]
-    shard = read_shard(OutputFolder(str(tmp_path / "out")), plan.shards[0])
+    shard = OutputFolder(str(tmp_path / "out")).read_table(shard_file(plan.shards[0]))
     assert kept_columns(shard).to_pydict() == {"input_prompt": [1, 2], "input_status": ["x", "y"]}
     with pytest.raises(DifferentRun, match=r"columns\.prompt"):
         plan_into(tmp_path / "out", source, profile)
@@ -181,7 +179,7 @@ def test_other_columns_come_along(tmp_path: Path, profile: ModelProfile) -> None
     pq.write_table(pa.table({"prompt": ["a", "", "c"], "tags": tags}), folder / "0.parquet")
     pq.write_table(pa.table({"prompt": ["d"], "rank": [1.5]}), folder / "1.parquet")
     plan = plan_into(tmp_path / "out", str(folder), profile)
-    kept = kept_columns(read_shard(OutputFolder(str(tmp_path / "out")), plan.shards[0]))
+    kept = kept_columns(OutputFolder(str(tmp_path / "out")).read_table(shard_file(plan.shards[0])))
     assert kept.to_pydict() == {"tags": [["x"], ["y", "z"], None], "rank": [None, None, 1.5]}
 
 
@@ -210,7 +208,7 @@ def test_a_row_may_ask_for_several_pictures(tmp_path: Path, profile: ModelProfil
     assert [image.request.seed for image in images[:2]] == [5, 6]
     assert len({image.request.seed for image in images}) == 7
     assert len({image.image_id for image in images}) == 7
-    shard = read_shard(OutputFolder(str(tmp_path / "out")), plan.shards[0])
+    shard = OutputFolder(str(tmp_path / "out")).read_table(shard_file(plan.shards[0]))
     assert shard.column("id").to_pylist() == [10, 10, 11, 11, 12, 12, 12]
     rejected = pq.read_table(tmp_path / "out/rejected/000000.parquet").to_pylist()
     assert [row["field"] for row in rejected] == ["num_images_per_prompt"]

@@ -1,0 +1,97 @@
+"""The command line of `python -m jobs.render`."""
+
+import argparse
+from collections.abc import Sequence
+from typing import get_args
+
+from batch.image_store import Format
+from shared.config import RequestDefaults
+
+_DESCRIPTION = """
+Render a Parquet dataset of prompts into a folder of pictures with metadata.
+
+Each input row is a request: a column `prompt`, and where wanted negative_prompt, width, height,
+num_inference_steps, guidance_scale, scheduler and seed. Run it again to go on where it stopped.
+"""
+_EPILOG = """
+examples:
+  python -m jobs.render --input examples/prompts.parquet --output out
+  python -m jobs.render --replay out/images/000000/2f9c...png
+  ray job submit --working-dir . -- \\
+      python -m jobs.render --input s3://bucket/prompts --output s3://bucket/pictures
+
+exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 crash
+"""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.render",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", help="a Parquet file or a folder of them: a path or a URI")
+    add("--output", help="the folder to fill: a path or a URI")
+    add("--format", default="files", choices=get_args(Format), help="of the pictures (%(default)s)")
+    add("--dry-run", action="store_true", help="only plan, and estimate time and size")
+    add("--retry-failed", action="store_true", help="render the pictures that failed once more")
+    add("--replay", metavar="IMAGE", help="only render this PNG file of ours again, and compare")
+    add("--model", help="bundled name, local folder or hub id (postcard)")
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="NAME=FILE",
+        help="a LoRA adapter that rows may ask for",
+    )
+    add("--device", default="auto", help="torch's name of the device (%(default)s)")
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="of weights (auto)")
+    add(
+        "--column",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="FIELD=COLUMN",
+        help="the input's column that holds a field, if it has another name: prompt=caption",
+    )
+    add("--limit", type=_positive, metavar="N", help="only the first N rows of the input")
+    add(
+        "--num-images-per-prompt",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="pictures of a row that does not say how many (%(default)s)",
+    )
+    for name in RequestDefaults.model_fields:
+        kind = float if name == "guidance_scale" else int
+        add(flag(name), type=kind, help="for rows that leave it out (what the model says)")
+    add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
+    add("--shard-rows", type=_positive, default=16, help="pictures committed at once (%(default)s)")
+    add("--concurrency", type=_positive, help="engines (one per GPU, or per node without GPUs)")
+    add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
+    add("--num-gpus", type=float, help="GPUs of each engine")
+    options = parser.parse_args(arguments)
+    if not options.replay and not (options.input and (options.output or options.dry_run)):
+        parser.error("--input and --output are required")
+    return options
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like name=value")
+    return name, value
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
