@@ -40,8 +40,8 @@ from shared.request import CanonicalRequest, GeneratedImage
 
 logger = logging.getLogger(__name__)
 
-# The next shard already feeds the engine while the last pictures of one are finishing.
-_SHARDS_AT_ONCE = 2
+# The next shards feed the engine while the last pictures of one are finishing.
+_SHARDS_AT_ONCE = 3
 # Enough that the engine never waits for a picture to be stored; the rest of the shards stays out of
 # memory until then.
 _IMAGES_AT_ONCE = 2 * EngineConfig().max_in_flight

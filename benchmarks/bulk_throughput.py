@@ -1,9 +1,11 @@
 """Pictures per second of a bulk job beside those of the bare engine, on the same cores.
 
 python benchmarks/bulk_throughput.py
+python benchmarks/bulk_throughput.py -- --concurrency 2 --num-cpus 1    an engine for each core
 
 The same requests, by turns: `python -m jobs.render` in its steady state (between a tenth and nine
-tenths of its pictures), and an engine in a process of its own that has all of them at once.
+tenths of its pictures), and an engine in a process of its own that has all of them at once, on all
+cores. What stands behind `--` is given to the job.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.output_folder import OutputFolder
-from batch.plan import read_plan, read_shard
+from batch.plan import read_plan, shard_file
 from batch.records import planned_images
 from shared.cpu_workers import CPU_WORKER
 
@@ -38,7 +40,8 @@ def main() -> None:
         write_prompts(folder / "prompts.parquet", options)
         for number in range(options.rounds):
             output = folder / f"out-{number}"
-            job, engine = job_rate(folder, output), rate_of_an_engine(output)
+            job = job_rate(folder, output, options.job_arguments)
+            engine = rate_of_an_engine(output)
             ratios.append(job / engine)
             print(
                 f"job {job:.2f} pictures/s, engine {engine:.2f}, ratio {ratios[-1]:.3f}", flush=True
@@ -46,8 +49,9 @@ def main() -> None:
     print(f"ratio: {statistics.median(ratios):.3f} (median of {len(ratios)})")
 
 
-def job_rate(folder: Path, output: Path) -> float:
+def job_rate(folder: Path, output: Path, arguments: list[str]) -> float:
     command = [sys.executable, "-m", "jobs.render", "--input", str(folder / "prompts.parquet")]
+    command += arguments
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
     subprocess.run(
         [*command, "--output", str(output)], check=True, env=environment, capture_output=True
@@ -76,7 +80,8 @@ async def engine_rate(folder: Path) -> float:
     output = OutputFolder(str(folder))
     plan = read_plan(output)
     assert plan is not None
-    images = [each for shard in plan.shards for each in planned_images(read_shard(output, shard))]
+    tables = output.read_tables([*map(shard_file, plan.shards)])
+    images = [each for table in tables for each in planned_images(table)]
     finished: list[float] = []
     engine = EngineConfig(max_queued=len(images))
     with Renderer(ModelConfig(), engine) as renderer:
@@ -112,6 +117,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("job_arguments", nargs="*", help="of python -m jobs.render, after --")
     parser.add_argument("--engine-of", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -193,6 +193,7 @@ def _render(
 def _start_ray() -> None:
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),
+        include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
