@@ -24,10 +24,10 @@ import ray
 
 from batch.image_store import Format
 from batch.output_folder import OutputFolder
-from batch.plan import RunSettings, make_plan
+from batch.plan import Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
 from batch.reconcile import reconcile
-from batch.render import Job, Workers, render_shards, start_ledger
+from batch.render import Job, Workers, metadata_file, render_shards, start_ledger
 from shared.config import ModelConfig
 from shared.model_files import describe_model
 from shared.model_profile import ModelProfile
@@ -85,15 +85,22 @@ def measure(num_rows: int, format: Format, shard_rows: int) -> None:
         ray.init(address="local", log_to_driver=False, logging_level="error")
         job = Job(output.location, format, FreeRenderer)
         workers = Workers(concurrency=1, num_cpus=1, num_gpus=0)
-        committed = render_shards(plan.shards, job, workers, start_ledger())
-        next(committed)
-        timer.tell("started")
-        num_shards = 1 + sum(1 for _ in committed)
-        timer.tell("rendered")
+        num_shards = sum(1 for _ in render_shards(plan.shards, job, workers, start_ledger()))
+        timer.tell("rendered", seconds=rendering_s(plan, output))
         summary, _ = reconcile(plan, output)
         timer.tell("reconciled")
         assert (num_shards, summary.is_exact) == (plan.num_shards, True)
         print(f"{num_rows} rows in {format}: {timer.report()}", flush=True)
+
+
+def rendering_s(plan: Plan, output: OutputFolder) -> float:
+    """From the first picture to the last, without what Ray and the actor take to start."""
+    finished = [
+        time
+        for shard in (plan.shards[0], plan.shards[-1])
+        for time in output.read_table(metadata_file(shard)).column("finished_at").to_pylist()
+    ]
+    return (max(finished) - min(finished)).total_seconds()
 
 
 class Timer:
@@ -104,9 +111,10 @@ class Timer:
         self._phases: list[str] = []
         self._last = time.perf_counter()
 
-    def tell(self, phase: str) -> None:
+    def tell(self, phase: str, seconds: float | None = None) -> None:
+        """It took `seconds`, or all the time since the phase before."""
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        seconds, self._last = seconds or now - self._last, now
         per_s = self._num_rows / seconds
         memory_mb = psutil.Process().memory_info().rss / 2**20
         self._phases.append(f"{phase} in {seconds:.1f} s ({per_s:.0f}/s), {memory_mb:.0f} MB")
