@@ -20,7 +20,8 @@ examples:
   ray job submit --working-dir . -- \\
       python -m jobs.render --input s3://bucket/prompts --output s3://bucket/pictures
 
-exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 crash
+exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 crash,
+130 stopped by Ctrl-C
 """
 
 

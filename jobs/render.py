@@ -35,7 +35,10 @@ from shared.model_files import absolute, describe_model
 from shared.renderer import Renderer
 from shared.request import first_problem
 
-ALL_RENDERED, CRASHED, USAGE, SOME_FAILED = 0, 1, 2, 3
+logger = logging.getLogger(__name__)
+
+ALL_RENDERED, CRASHED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+_GOES_ON = "The run stopped before its end; the same command goes on where it stopped"
 _MAX_REJECTED_SHOWN = 10
 
 
@@ -56,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        print(_GOES_ON, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        logger.exception("the run broke off")
+        first_line = str(error).partition("\n")[0]
+        print(f"error: {type(error).__name__}: {first_line}\n{_GOES_ON}", file=sys.stderr)
+        return CRASHED
 
 
 class UsageError(ValueError):

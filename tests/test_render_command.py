@@ -52,6 +52,16 @@ def test_arguments_that_are_none_end_the_parser(
     assert message in capsys.readouterr().err
 
 
+def test_a_run_that_breaks_off_says_in_a_line_why_and_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan").write_text("in the way of the folder")
+    assert main(["--input", "examples/prompts.parquet", "--output", str(tmp_path)]) == 1
+    *_, why, how = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: \w+: .*plan", why)
+    assert "the same command goes on" in how
+
+
 def test_a_picture_is_rendered_again_from_its_own_metadata(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
