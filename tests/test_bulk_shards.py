@@ -278,6 +278,16 @@ def test_a_row_that_kills_is_found_and_given_up(tmp_path: Path) -> None:
     assert "died of it 3 times, alone" in rows[3]["error"]
 
 
+@every_format
+def test_a_second_try_that_is_killed_loses_nothing(tmp_path: Path, format: Format) -> None:
+    plan, output = plan_run(tmp_path, {"prompt": ["a", "fail <this>", "c"]}, format=format)
+    render(plan, output, plan.shards)
+    before = files(tmp_path / "out")
+    with pytest.raises(Killed):
+        render(plan, output, plan.shards, lambda: KillingRenderer("fail <this>"), retry_failed=True)
+    assert files(tmp_path / "out") == before
+
+
 def test_what_is_missing_or_foreign_is_counted(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
     render(plan, output, plan.shards[:1])
