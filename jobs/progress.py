@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 # A line comes after this part of the time that has passed, but not more or less often than so.
 _EVERY, _SOONEST_S, _LATEST_S = 0.05, 5.0, 60.0
-# Lines back that the speed is taken from: the start, with its loading of models, is soon left out.
+# Lines back that the speed is taken from.
 _NUM_RECENT = 6
 
 
@@ -49,6 +49,7 @@ class Progress:
     def _line(self, counts: Mapping[str, int], elapsed_s: float) -> str:
         done = counts["ok"] + counts["error"]
         if not done:
+            self._recent[0] = (elapsed_s, 0)  # no speed is taken from loading the model
             return f"{duration(elapsed_s)}: loading the model and rendering the first pictures"
         then, done_then = self._recent[0]
         self._recent.append((elapsed_s, done))
