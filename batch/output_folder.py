@@ -35,6 +35,14 @@ def absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).expanduser().absolute())
 
 
+def shown(location: str) -> str:
+    """A location for people and logs: without the keys and the options of a URI."""
+    if "://" not in location:
+        return location
+    parts = urlsplit(location)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The filesystem and the path in it of a local path or a URI. Raises LocationUnusable."""
     try:
@@ -42,7 +50,7 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
         uri = location if "://" in location else Path(location).as_uri()
         filesystem, path = fs.FileSystem.from_uri(_with_single_put(uri))
     except (OSError, RuntimeError, ValueError) as error:
-        raise LocationUnusable(f"cannot open {location}: {error}") from error
+        raise LocationUnusable(f"cannot open {shown(location)}: {error}") from error
     return filesystem, path
 
 
@@ -63,7 +71,7 @@ class OutputFolder:
         self._filesystem, self._root = resolve(location)
         self.location = absolute(location)
         if self._filesystem.get_file_info(self._root).type == fs.FileType.File:
-            raise LocationUnusable(f"{location} is a file, not a folder")
+            raise LocationUnusable(f"{shown(location)} is a file, not a folder")
 
     def write(self, name: str, data: bytes) -> None:
         def write() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from batch.output_folder import LocationUnusable, resolve
+from batch.output_folder import LocationUnusable, resolve, shown
 from batch.records import METADATA_SCHEMA
 from shared.config import Settings
 from shared.request import ImageRequest
@@ -115,7 +115,9 @@ class PromptTable:
         for field, column in {"prompt": "prompt", **columns}.items():
             if column not in names:
                 found = ", ".join(names) or "none"
-                raise InputUnusable(f"{self._location} has no column {column!r}; it has: {found}")
+                raise InputUnusable(
+                    f"{shown(self._location)} has no column {column!r}; it has: {found}"
+                )
             if field not in FIELDS:
                 known = ", ".join(FIELDS)
                 raise InputUnusable(f"{field!r} is not a field of a request; there are: {known}")
@@ -134,13 +136,15 @@ class PromptTable:
                 )
             except pa.ArrowException as error:
                 raise InputUnusable(
-                    f"column {column!r} of {self._location} differs between files: {error}"
+                    f"column {column!r} of {shown(self._location)} differs between files: {error}"
                 ) from error
             kept.append(one.field(0))
         names = [field.name for field in kept]
         for name in names:
             if names.count(name) > 1:
-                raise InputUnusable(f"{self._location} has two columns for {name!r}; rename one")
+                raise InputUnusable(
+                    f"{shown(self._location)} has two columns for {name!r}; rename one"
+                )
         return pa.schema(kept)
 
     def _describe(self, path: str) -> InputFile:
@@ -153,7 +157,9 @@ class PromptTable:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            raise InputUnusable(f"cannot read {self._location} as Parquet: {error}") from error
+            raise InputUnusable(
+                f"cannot read {shown(self._location)} as Parquet: {error}"
+            ) from error
 
 
 def _kept_name(column: str) -> str:

@@ -20,7 +20,7 @@ from ray.data import DataContext
 from ray.exceptions import RayError
 
 from batch.estimate import estimate
-from batch.output_folder import LocationUnusable, OutputFolder
+from batch.output_folder import LocationUnusable, OutputFolder, shown
 from batch.plan import DifferentRun, Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
 from batch.reconcile import Summary
@@ -78,12 +78,14 @@ def _run(options: argparse.Namespace) -> int:
     model = _model(options)
     output = OutputFolder(options.output)
     if output.is_within(options.input):
-        raise UsageError(f"--output {options.output} lies in the input folder; choose another")
+        raise UsageError(f"--output {shown(options.output)} lies in the input folder; choose another")
     plan = _plan(options, model, output)
     pending = pending_shards(plan, output, retry_failed=options.retry_failed)
     summary = read_summary(output)
     if not pending and summary is not None:
-        print(f"Nothing to do: this run's {plan.num_planned} pictures are in {output.location}")
+        print(
+            f"Nothing to do: this run's {plan.num_planned} pictures are in {shown(output.location)}"
+        )
         return _exit_code(summary)
     if pending:
         _render(pending, plan, output, model, options)
@@ -254,7 +256,7 @@ def _print_summary(summary: Summary, output: OutputFolder) -> None:
         "rejected": f"{summary.num_rejected} input rows",
         "missing": summary.num_missing,
         "size": f"{summary.num_bytes / 1e6:.1f} MB",
-        "report": f"{output.location.rstrip('/')}/{REPORT}",
+        "report": f"{shown(output.location).rstrip('/')}/{REPORT}",
     }
     for name, value in rows.items():
         print(f"  {name:<10}{value}")

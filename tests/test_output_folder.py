@@ -3,7 +3,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from batch.output_folder import LocationUnusable, OutputFolder
+from batch.output_folder import LocationUnusable, OutputFolder, shown
 
 
 @pytest.fixture(params=["path", "uri"])
@@ -73,6 +73,18 @@ def test_a_folder_knows_what_it_lies_in(tmp_path: Path) -> None:
 def test_what_can_be_no_folder_is_refused(location: str) -> None:
     with pytest.raises(LocationUnusable):
         OutputFolder(location)
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("/data/out", "/data/out"),
+        ("s3://bucket/out", "s3://bucket/out"),
+        ("s3://key:secret@bucket/out?endpoint_override=host", "s3://bucket/out"),
+    ],
+)
+def test_no_key_is_shown(location: str, text: str) -> None:
+    assert shown(location) == text
 
 
 def test_any_filesystem_of_pyarrow_will_do(tmp_path: Path) -> None:
