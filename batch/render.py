@@ -40,8 +40,8 @@ from shared.request import CanonicalRequest, GeneratedImage
 
 logger = logging.getLogger(__name__)
 
-# The next shards feed the engine while the last pictures of one are finishing.
-_SHARDS_AT_ONCE = 3
+# Of one engine: the next ones feed it while the last pictures of a shard are finishing.
+SHARDS_AT_ONCE = 3
 # Enough that the engine never waits for a picture to be stored; the rest of the shards stays out of
 # memory until then.
 _IMAGES_AT_ONCE = 2 * EngineConfig().max_in_flight
@@ -126,8 +126,8 @@ def render_shards(
         runtime_env={"env_vars": CPU_WORKER},
         compute=ActorPoolStrategy(
             size=workers.concurrency,
-            max_tasks_in_flight_per_actor=2 * _SHARDS_AT_ONCE,
-            max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
+            max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
         ),
     )
     for row in committed.iter_rows():
@@ -190,7 +190,7 @@ class ShardRenderer:
         self._ledger = ledger
         self._output = OutputFolder(job.output)
         self._renderer = job.make_renderer()
-        self._engine = _Sharing(_SHARDS_AT_ONCE)
+        self._engine = _Sharing(SHARDS_AT_ONCE)
         self._room = asyncio.Semaphore(_IMAGES_AT_ONCE)
 
     async def render(self, shard: str) -> None:

@@ -28,10 +28,9 @@ import pyarrow.parquet as pq
 from batch.output_folder import OutputFolder
 from batch.plan import read_plan
 from batch.reconcile import reconcile
+from batch.render import SHARDS_AT_ONCE
 
 SHARD_ROWS = 8
-# What an engine has begun and not committed at most (batch/render.py).
-SHARDS_IN_FLIGHT = 2
 TARGETS = {"driver": "jobs.render", "actor": "ray::MapWorker", "raylet": "raylet/raylet"}
 
 
@@ -151,7 +150,7 @@ def kill(run: Run, expected: dict[str, str], num_kills: int, chance: random.Rand
         f"{killed.total()} times kill -9 ({dict(killed)}), {starts} starts: "
         f"exact: {run.is_exact()}, {compared(found, expected)}\n"
         f"  begun and not committed at a kill: {most_lost} shards at most (in flight: "
-        f"{SHARDS_IN_FLIGHT}); committed and written again: {rewritten}\n"
+        f"{SHARDS_AT_ONCE}); committed and written again: {rewritten}\n"
         f"  processes left behind half a minute after the driver: {left_over}"
     )
 

@@ -78,7 +78,8 @@ def _run(options: argparse.Namespace) -> int:
     model = _model(options)
     output = OutputFolder(options.output)
     if output.is_within(options.input):
-        raise UsageError(f"--output {shown(options.output)} lies in the input folder; choose another")
+        where = shown(options.output)
+        raise UsageError(f"--output {where} lies in the input folder; choose another")
     plan = _plan(options, model, output)
     pending = pending_shards(plan, output, retry_failed=options.retry_failed)
     summary = read_summary(output)
