@@ -53,7 +53,7 @@ class PromptTable:
 
     def __init__(self, location: str, columns: Mapping[str, str] | None = None) -> None:
         """Raises InputUnusable."""
-        self._location = location
+        self._location = shown(location)
         self._filesystem, path = resolve(location)
         with self._reading():
             dataset = pads.dataset(path, filesystem=self._filesystem, format="parquet")
@@ -115,9 +115,7 @@ class PromptTable:
         for field, column in {"prompt": "prompt", **columns}.items():
             if column not in names:
                 found = ", ".join(names) or "none"
-                raise InputUnusable(
-                    f"{shown(self._location)} has no column {column!r}; it has: {found}"
-                )
+                raise InputUnusable(f"{self._location} has no column {column!r}; it has: {found}")
             if field not in FIELDS:
                 known = ", ".join(FIELDS)
                 raise InputUnusable(f"{field!r} is not a field of a request; there are: {known}")
@@ -136,15 +134,13 @@ class PromptTable:
                 )
             except pa.ArrowException as error:
                 raise InputUnusable(
-                    f"column {column!r} of {shown(self._location)} differs between files: {error}"
+                    f"column {column!r} of {self._location} differs between files: {error}"
                 ) from error
             kept.append(one.field(0))
         names = [field.name for field in kept]
         for name in names:
             if names.count(name) > 1:
-                raise InputUnusable(
-                    f"{shown(self._location)} has two columns for {name!r}; rename one"
-                )
+                raise InputUnusable(f"{self._location} has two columns for {name!r}; rename one")
         return pa.schema(kept)
 
     def _describe(self, path: str) -> InputFile:
@@ -157,9 +153,7 @@ class PromptTable:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            raise InputUnusable(
-                f"cannot read {shown(self._location)} as Parquet: {error}"
-            ) from error
+            raise InputUnusable(f"cannot read {self._location} as Parquet: {error}") from error
 
 
 def _kept_name(column: str) -> str:
