@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
 
-from jobs.render import _parse
+from jobs.arguments import parse
 from serving.app import ServiceArgs
 from serving.generator import Generator
 from serving.ingress import Ingress
@@ -73,7 +73,7 @@ def test_the_job_is_what_anyscale_and_the_command_line_know() -> None:
     command = ["python", "-m", "jobs.render"]
     words = job.entrypoint.split()
     assert words[:3] == command
-    assert (REPO / _parse(words[3:]).input).is_file()
+    assert (REPO / parse(words[3:]).input).is_file()
 
 
 @pytest.mark.parametrize("name", ["service.yaml", "jobs/render.yaml"])
