@@ -89,12 +89,11 @@ def pending_shards(
 
     With `retry_failed` also those of which pictures failed.
     """
-    names = set(output.list("metadata"))
-    committed = [shard for shard in plan.shards if f"{shard}.parquet" in names]
-    pending = dict(zip(plan.shards, plan.shard_sizes, strict=True))
-    for shard in committed:
-        del pending[shard]
+    files = set(output.list("metadata"))
+    sizes = zip(plan.shards, plan.shard_sizes, strict=True)
+    pending = {shard: size for shard, size in sizes if f"{shard}.parquet" not in files}
     if retry_failed:
+        committed = [shard for shard in plan.shards if shard not in pending]
         tables = output.read_tables([*map(metadata_file, committed)])
         for shard, metadata in zip(committed, tables, strict=True):
             if num_failed := metadata.column("status").to_pylist().count("error"):

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from batch.output_folder import OutputFolder
 from batch.plan import read_plan
 from batch.reconcile import reconcile
-from batch.render import SHARDS_AT_ONCE
+from batch.render import SHARDS_AT_ONCE, metadata_file
 
 SHARD_ROWS = 8
 TARGETS = {"driver": "jobs.render", "actor": "ray::MapWorker", "raylet": "raylet/raylet"}
@@ -79,11 +79,10 @@ class Run:
 
     def sha256(self) -> dict[str, str]:
         """Of each picture, as its file has it."""
-        plan = read_plan(OutputFolder(str(self.output)))
-        assert plan is not None
         output = OutputFolder(str(self.output))
-        tables = [output.read_table(f"metadata/{shard}.parquet") for shard in plan.shards]
-        rows = pa.concat_tables(tables).to_pylist()
+        plan = read_plan(output)
+        assert plan is not None
+        rows = pa.concat_tables(output.read_tables([*map(metadata_file, plan.shards)])).to_pylist()
         for row in rows:
             data = (self.output / "images" / row["file_name"]).read_bytes()
             assert hashlib.sha256(data).hexdigest() == row["sha256"], row["file_name"]
