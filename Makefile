@@ -8,9 +8,6 @@ OUTPUT ?= out
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-# transformers says at every import that it does without torchvision, which we do not need.
-export TRANSFORMERS_VERBOSITY := error
-
 .PHONY: help setup serve render test lint format bench clean
 
 help:  ## this list
@@ -24,7 +21,7 @@ serve: .venv/.runtime  ## run the service: PORT=8000 MODEL=postcard
 render: .venv/.runtime  ## render a dataset: INPUT=examples/prompts.parquet OUTPUT=out MODEL=postcard
 	@$(BIN)/python -m jobs.render --input $(INPUT) --output $(OUTPUT) --model $(MODEL)
 
-test: .venv/.dev  ## all tests; ARGS="-m 'not cluster'" for those without Ray
+test: .venv/.dev  ## all tests; ARGS="-m 'not cluster'" for those without Ray, ARGS=--slow for more
 	@$(BIN)/pytest $(ARGS)
 
 lint: .venv/.dev  ## style, types and import contracts

@@ -20,7 +20,6 @@ os.environ |= {"RAY_AUTH_MODE": "disabled"}
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from batch.image_store import Format
 from batch.output_folder import OutputFolder
@@ -28,6 +27,7 @@ from batch.plan import Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
 from batch.reconcile import reconcile
 from batch.render import Job, Workers, metadata_file, render_shards, start_ledger
+from jobs.render import start_ray
 from shared.config import ModelConfig
 from shared.model_files import describe_model
 from shared.model_profile import ModelProfile
@@ -82,7 +82,7 @@ def measure(num_rows: int, format: Format, shard_rows: int) -> None:
         )
         plan = make_plan(table, output, settings)
         timer.tell("planned")
-        ray.init(address="local", log_to_driver=False, logging_level="error")
+        start_ray()
         job = Job(output.location, format, FreeRenderer)
         workers = Workers(concurrency=1, num_cpus=1, num_gpus=0)
         num_shards = sum(1 for _ in render_shards(plan.shards, job, workers, start_ledger()))

@@ -2,10 +2,11 @@
 
 python benchmarks/bulk_throughput.py
 python benchmarks/bulk_throughput.py -- --concurrency 2 --num-cpus 1    an engine for each core
+python benchmarks/bulk_throughput.py --engines 2 -- --concurrency 2 --num-cpus 1    on both sides
 
 The same requests, by turns: `python -m jobs.render` in its steady state (between a tenth and nine
 tenths of its pictures), and an engine in a process of its own that has all of them at once, on all
-cores. What stands behind `--` is given to the job.
+cores; or several such, that share the cores. What stands behind `--` is given to the job.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> None:
         for number in range(options.rounds):
             output = folder / f"out-{number}"
             job = job_rate(folder, output, options.job_arguments)
-            engine = rate_of_an_engine(output)
+            engine = rate_of_engines(output, options.engines)
             ratios.append(job / engine)
             print(
                 f"job {job:.2f} pictures/s, engine {engine:.2f}, ratio {ratios[-1]:.3f}", flush=True
@@ -61,15 +62,20 @@ def job_rate(folder: Path, output: Path, arguments: list[str]) -> float:
     return steady_rate([each.timestamp() for each in finished])
 
 
-def rate_of_an_engine(output: Path) -> float:
-    done = subprocess.run(
-        [sys.executable, __file__, "--engine-of", str(output)],
-        check=True,
-        env=os.environ | CPU_WORKER,
-        capture_output=True,
-        text=True,
-    )
-    return float(done.stdout.splitlines()[-1])
+def rate_of_engines(output: Path, number: int) -> float:
+    """Of all together; each renders all the pictures."""
+    threads = {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // number)}
+    engines = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--engine-of", str(output)],
+            env=os.environ | CPU_WORKER | threads,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(number)
+    ]
+    return sum(float(engine.communicate()[0].splitlines()[-1]) for engine in engines)
 
 
 async def engine_rate(folder: Path) -> float:
@@ -117,6 +123,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--engines", type=int, default=1, help="without Ray (%(default)s)")
     parser.add_argument("job_arguments", nargs="*", help="of python -m jobs.render, after --")
     parser.add_argument("--engine-of", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

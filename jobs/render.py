@@ -38,7 +38,6 @@ from shared.request import first_problem
 logger = logging.getLogger(__name__)
 
 ALL_RENDERED, CRASHED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-_GOES_ON = "The run stopped before its end; the same command goes on where it stopped"
 _MAX_REJECTED_SHOWN = 10
 
 
@@ -60,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
-        print(_GOES_ON, file=sys.stderr)
+        _say_why_it_ends("interrupted", options)
         return INTERRUPTED
     except Exception as error:
-        logger.exception("the run broke off")
+        logger.exception("it broke off")
         first_line = str(error).partition("\n")[0]
-        print(f"error: {type(error).__name__}: {first_line}\n{_GOES_ON}", file=sys.stderr)
+        _say_why_it_ends(f"{type(error).__name__}: {first_line}", options)
         return CRASHED
 
 
@@ -103,7 +102,7 @@ def _dry_run(options: argparse.Namespace) -> int:
         plan = _plan(options, model, output)
         _print_rejected(plan, output)
         if plan.num_planned:
-            _start_ray()
+            start_ray()
             workers = _workers(options)
             print("Rendering a sample on one engine ...", flush=True)
             found = estimate(plan, output, _make_renderer(model), workers)
@@ -190,7 +189,7 @@ def _render(
     model: ModelConfig,
     options: argparse.Namespace,
 ) -> None:
-    _start_ray()
+    start_ray()
     workers = _workers(options)
     print(
         f"Rendering {len(pending)} of {plan.num_shards} shards on {workers.concurrency} engine(s) "
@@ -204,7 +203,8 @@ def _render(
             pass
 
 
-def _start_ray() -> None:
+def start_ray() -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine, without Ray's own noise."""
     ray.init(
         address=os.environ.get("RAY_ADDRESS", "local"),
         include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
@@ -269,6 +269,12 @@ def _print_rejected(plan: Plan, output: OutputFolder) -> None:
             print(f"  row {row['source_row']}: {row['field']}: {row['reason']}")
     if plan.num_rejected > _MAX_REJECTED_SHOWN:
         print(f"  and {plan.num_rejected - _MAX_REJECTED_SHOWN} more")
+
+
+def _say_why_it_ends(reason: str, options: argparse.Namespace) -> None:
+    print(f"error: {reason}", file=sys.stderr)
+    if not (options.replay or options.dry_run):
+        print("The same command goes on where it stopped", file=sys.stderr)
 
 
 def _exit_code(summary: Summary) -> int:

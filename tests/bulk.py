@@ -21,6 +21,27 @@ from shared.model_files import describe_model
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, GeneratedImage, Provenance, Timings
 
+MALFORMED: list[dict[str, Any]] = [
+    {"prompt": None},
+    {"prompt": " \n"},
+    {"prompt": "x" * 4001},
+    {"width": 100},
+    {"height": 4096},
+    {"num_inference_steps": 0},
+    {"num_inference_steps": 151},
+    {"guidance_scale": -1.0},
+    {"scheduler": "NoScheduler"},
+    {"lora": "ink:heavy"},
+]
+
+
+def a_thousand_rows() -> dict[str, list[Any]]:
+    """Columns of small pictures, each fifth row malformed in the next way."""
+    fine = {"prompt": "a lake", "width": 64, "height": 64, "num_inference_steps": 4}
+    rows = [fine | (MALFORMED[i // 5 % 10] if i % 5 == 0 else {}) for i in range(1000)]
+    names = {name for row in rows for name in row}
+    return {name: [row.get(name) for row in rows] for name in names}
+
 
 def plan_run(
     folder: Path, columns: dict[str, Any], output: str | None = None, **settings: Any

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
+from tests.bulk import a_thousand_rows
 from tests.conftest import BIN, RAY_FOLDER, REPO, Cluster, free_port
 
 pytestmark = pytest.mark.cluster
@@ -80,6 +81,22 @@ def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path:
     assert other.stderr.splitlines()[-1].startswith(
         "error: the output folder holds a run with seed = 0, not 1"
     )
+
+
+@pytest.mark.slow
+def test_a_thousand_rows_of_which_two_hundred_are_malformed(tmp_path: Path) -> None:
+    pq.write_table(pa.table(a_thousand_rows()), tmp_path / "prompts.parquet")
+    command = [*RENDER, f"--input={tmp_path}/prompts.parquet", f"--output={tmp_path}/out"]
+
+    done = run(command)
+    assert done.returncode == 3, done.stderr
+    assert "Planned 800 pictures in 50 shards; 200 input rows rejected" in done.stdout
+    assert "rendered  800 of 800 pictures" in done.stdout
+    assert len(pictures(tmp_path / "out/images")) == 800
+
+    again = run(command)
+    assert again.returncode == 3
+    assert "Nothing to do" in again.stdout
 
 
 KILLING_RUN = """

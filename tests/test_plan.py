@@ -10,6 +10,7 @@ from batch.plan import DifferentRun, Plan, RunSettings, make_plan, read_plan, sh
 from batch.prompts import InputUnusable, PromptTable
 from batch.records import PlannedImage, kept_columns, planned_images
 from shared.model_profile import ModelProfile
+from tests.bulk import MALFORMED, a_thousand_rows
 
 
 def write_input(folder: Path, columns: dict[str, Any]) -> str:
@@ -314,26 +315,11 @@ def test_an_input_without_prompts_says_what_it_has(tmp_path: Path) -> None:
 def test_two_hundred_malformed_rows_of_a_thousand_in_ten_ways(
     tmp_path: Path, profile: ModelProfile
 ) -> None:
-    bad: list[dict[str, Any]] = [
-        {"prompt": None},
-        {"prompt": " \n"},
-        {"prompt": "x" * 4001},
-        {"width": 100},
-        {"height": 4096},
-        {"num_inference_steps": 0},
-        {"num_inference_steps": 151},
-        {"guidance_scale": -1.0},
-        {"scheduler": "NoScheduler"},
-        {"lora": "ink:heavy"},
-    ]
-    fine = {"prompt": "a lake", "width": 64, "height": 64, "num_inference_steps": 4}
-    rows = [fine | (bad[i // 5 % 10] if i % 5 == 0 else {}) for i in range(1000)]
-    columns = {name for row in rows for name in row}
-    source = write_input(tmp_path, {name: [row.get(name) for row in rows] for name in columns})
+    source = write_input(tmp_path, a_thousand_rows())
     plan = plan_into(tmp_path / "out", source, profile, shard_rows=100)
     assert (plan.num_planned, plan.num_rejected) == (800, 200)
     rejected = pq.read_table(tmp_path / "out" / plan.rejected_files[0]).to_pylist()
     assert [row["source_row"] for row in rejected] == list(range(0, 1000, 5))
-    for number, wrong in enumerate(bad):
+    for number, wrong in enumerate(MALFORMED):
         assert {row["field"] for row in rejected[number::10]} == set(wrong)
         assert all(row["reason"] for row in rejected[number::10])

@@ -1,10 +1,14 @@
 """The bulk door on an object store: a real S3 server, that also fails and is slow."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
@@ -12,6 +16,7 @@ from batch.output_folder import LocationUnusable, OutputFolder
 from batch.prompts import PromptTable
 from batch.report import write_report
 from tests.bulk import plan_run, render
+from tests.conftest import REPO
 from tests.s3_server import CREDENTIALS, S3Server
 
 PROMPTS = [f"p{i}" for i in range(6)]
@@ -42,6 +47,37 @@ def test_a_store_that_fails_and_is_slow_holds_the_same_run(
         for row in output.read_table(f"metadata/{shard}.parquet").to_pylist():
             name = f"images/{row['file_name']}"
             assert output.read(name) == there.read(name)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_run_into_a_failing_store_goes_on_after_kills(server: S3Server, tmp_path: Path) -> None:
+    columns = {"prompt": [f"twin peaks {i}" for i in range(60)], "width": [64] * 60}
+    pq.write_table(pa.table(columns | {"height": [64] * 60}), tmp_path / "prompts.parquet")
+
+    def start(output: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "jobs.render", f"--input={tmp_path}/prompts.parquet"]
+        return subprocess.Popen(
+            [*command, f"--output={output}", "--shard-rows=4"], cwd=REPO, start_new_session=True
+        )
+
+    assert start(f"{tmp_path}/out").wait() == 0
+    there = OutputFolder("s3://bucket/out")
+    server.failing, server.delay_s = 0.2, 0.02
+    for num_shards in (2, 7):
+        driver = start(there.location)
+        while len(there.list("metadata")) < num_shards:
+            assert driver.poll() is None
+            time.sleep(0.2)
+        driver.kill()
+        driver.wait()
+    assert start(there.location).wait() == 0
+
+    assert server.num_failed > 10
+    folder = tmp_path / "out"
+    expected = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
+    assert len(expected) == 60
+    assert {name: there.read(name) for name in expected} == expected
 
 
 def test_a_file_is_written_and_read_in_one_request_each(server: S3Server) -> None:
