@@ -1,0 +1,86 @@
+"""What was trained as a folder that diffusers loads, and pictures that it makes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from PIL import Image
+from torch.nn.functional import avg_pool2d
+from transformers import CLIPTokenizer
+
+from shared.latent_preview import PREVIEW_FILE, LatentPreview
+from shared.model_files import DEFAULTS_FILE
+
+from .autoencoder import as_tensor, encode
+from .denoiser import Denoiser
+from .noise import scheduler
+from .styles import draw
+
+DEFAULTS = {"guidance_scale": 4.0, "num_inference_steps": 20}
+SHEET_PROMPTS = (
+    "twin peaks sf in basquiat painting style",
+    "a red house in a meadow, rolling hills, blue sky",
+    "a yellow sailboat on the sea at sunset, watercolor",
+    "a blue lighthouse by the ocean at night, neon",
+    "a purple hot air balloon over a city, dawn",
+    "a cactus in the desert, pixel art",
+    "a white cottage in front of a pine forest, snow, pencil sketch",
+    "an orange bridge over the bay, twin peaks, sunny day",
+)
+
+
+def assemble(
+    tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL, denoiser: Denoiser
+) -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=denoiser.text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=denoiser.unet.eval(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def export(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """In half precision; the pipeline itself is left so."""
+    _fit_preview(pipeline.vae, folder)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.half()
+    pipeline.save_pretrained(folder)
+    for file in folder.glob("**/*config.json"):
+        settings = json.loads(file.read_text())
+        settings.pop("_name_or_path", None)
+        settings.pop("lambda_min_clipped", None)  # -Infinity, which no strict reader takes
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    (folder / DEFAULTS_FILE).write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+
+
+def sheet(pipeline: StableDiffusionPipeline, size: int = 256, columns: int = 4) -> Image.Image:
+    """A picture of each of the prompts."""
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(SHEET_PROMPTS))]
+    pictures = pipeline(
+        list(SHEET_PROMPTS), width=size, height=size, generator=generators, **DEFAULTS
+    ).images
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * size, rows * size))
+    for number, picture in enumerate(pictures):
+        whole.paste(picture, (number % columns * size, number // columns * size))
+    return whole
+
+
+@torch.no_grad()
+def _fit_preview(autoencoder: AutoencoderKL, folder: Path) -> None:
+    """The map from latents to colours, from scenes in all styles."""
+    pictures = as_tensor(np.stack([np.asarray(draw(seed, 128, 128)[0]) for seed in range(64)]))
+    latents = encode(autoencoder, pictures)
+    colours = avg_pool2d(pictures / 2 + 0.5, 8)
+    folder.mkdir(parents=True, exist_ok=True)
+    preview = LatentPreview.fit(list(latents), list(colours))
+    (folder / PREVIEW_FILE).write_text(preview.model_dump_json(indent=2) + "\n")

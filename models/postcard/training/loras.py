@@ -1,0 +1,99 @@
+"""Small LoRA adapters, each of which draws everything in a style that the model has no word for.
+
+python -m models.postcard.training.loras --model postcard
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from shared.config import ModelConfig
+from shared.pipeline import load_pipeline
+
+from .autoencoder import as_tensor, encode
+from .captions import caption
+from .denoiser import velocity_loss
+from .scenes import sample_scene
+from .styles import paint
+
+STYLES = ("blueprint", "gold")
+_RANK = 4
+_BATCH, _SIDE = 8, 256
+
+
+def main() -> None:
+    options = _parse()
+    torch.set_num_threads(options.threads)
+    for style in STYLES:
+        pipeline = load_pipeline(ModelConfig(name=options.model, dtype="float32"))
+        file = options.output / f"{style}.safetensors"
+        train_lora(pipeline, style, options.steps)
+        _save(pipeline, file)
+        print(f"{file}: {file.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def train_lora(pipeline: DiffusionPipeline, style: str, steps: int) -> None:
+    """Give the pipeline's UNet an adapter for this way of painting."""
+    torch.manual_seed(0)
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"]
+    config = LoraConfig(r=_RANK, lora_alpha=_RANK, target_modules=layers)
+    pipeline.unet.requires_grad_(False)
+    pipeline.unet.add_adapter(config)
+    weights = [weight for weight in pipeline.unet.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=2e-3)
+    rates = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for step in range(steps):
+        loss = _loss(pipeline, style, Random(f"{style} {step}"))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        rates.step()
+        if (step + 1) % 50 == 0:
+            print(f"{style}: step {step + 1} of {steps}, loss {loss.item():.4f}", flush=True)
+
+
+def _loss(pipeline: DiffusionPipeline, style: str, chance: Random) -> Tensor:
+    # Captions of the flat style mostly name none, so it is this one that comes without a word.
+    scenes = [replace(sample_scene(chance), style="flat") for _ in range(_BATCH)]
+    painted = [paint(replace(scene, style=style), chance, _SIDE, _SIDE) for scene in scenes]
+    pixels = as_tensor(np.stack([np.asarray(picture) for picture in painted]))
+    words = [caption(scene, chance) for scene in scenes]
+    with torch.no_grad():
+        latents = encode(pipeline.vae, pixels)
+        hidden = pipeline.encode_prompt(words, "cpu", 1, False)[0]
+    return velocity_loss(
+        lambda noisy, time: pipeline.unet(noisy, time, hidden).sample, latents
+    ).mean()
+
+
+def _save(pipeline: DiffusionPipeline, file: Path) -> None:
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    StableDiffusionPipeline.save_lora_weights(
+        file.parent,
+        unet_lora_layers={name: weight.half() for name, weight in layers.items()},
+        weight_name=file.name,
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="postcard", help="a folder or a name (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("run/loras"), help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=600, help="(%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
