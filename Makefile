@@ -4,11 +4,12 @@ PORT   ?= 8000
 MODEL  ?= postcard
 INPUT  ?= examples/prompts.parquet
 OUTPUT ?= out
+RUN    ?= run
 
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: help setup serve render test lint format bench clean
+.PHONY: help setup serve render test lint format bench train clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/'
@@ -36,6 +37,9 @@ format: .venv/.dev  ## put the code into shape
 
 bench: .venv/.bench  ## the engine beside the plain pipeline, on this machine
 	@$(BIN)/python benchmarks/throughput.py
+
+train: .venv/.runtime  ## train the bundled model from nothing, for some hours: RUN=run
+	@$(BIN)/python -m models.postcard.training --run $(RUN)
 
 clean:  ## remove the environment and what was rendered into ./out
 	rm -rf .venv out

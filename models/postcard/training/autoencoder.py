@@ -1,5 +1,6 @@
 """The autoencoder: pictures to latents an eighth as large, and back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -57,26 +58,25 @@ def train_autoencoder(folder: Path, schedule: Schedule) -> AutoencoderKL:
 
 def crops(chance: Random, size: int, number: int) -> Tensor:
     """[number, 3, size, size] in -1..1, at the places where latents begin."""
-    images: list[np.ndarray] = []
+    images: list[Image.Image] = []
     while len(images) < number:
         side = chance.choice([source for source in _SOURCES if source >= size])
-        picture = np.asarray(draw(chance.randrange(2**31), side, side)[0])
+        picture, _ = draw(chance.randrange(2**31), side, side)
         for _ in range(6):
             x, y = (8 * chance.randint(0, (side - size) // 8) for _ in range(2))
-            images.append(picture[y : y + size, x : x + size])
-    return as_tensor(np.stack(images[:number]))
+            images.append(picture.crop((x, y, x + size, y + size)))
+    return as_tensor(images[:number])
 
 
-def as_tensor(pixels: np.ndarray) -> Tensor:
+def as_tensor(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as [n, 3, height, width] in -1..1."""
+    return normalised(torch.from_numpy(np.stack([np.asarray(each) for each in pictures])))
+
+
+def normalised(pixels: Tensor) -> Tensor:
     """[n, height, width, 3] of bytes as [n, 3, height, width] in -1..1."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def as_pictures(images: Tensor) -> list[Image.Image]:
-    """The other way round."""
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    return [Image.fromarray(each) for each in pixels.numpy()]
 
 
 def reconstruction_loss(model: AutoencoderKL, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .captions import caption
-from .latents import Latents, Size
+from .latents import EncodedScenes, Latents, Size
 from .noise import ALPHAS_CUMPROD, NUM_TIMESTEPS
 from .trainer import Schedule, train
 
@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
 def train_denoiser(
     folder: Path,
     tokenizer: CLIPTokenizer,
-    data: Mapping[Size, Latents],
+    data: EncodedScenes,
     buckets: Mapping[Size, Bucket],
     schedule: Schedule,
     show: Callable[[nn.Module, int], None],
@@ -86,7 +86,7 @@ def train_denoiser(
             for bucket in buckets.values()
         ]
         (size,) = chance.choices(list(buckets), weights)
-        return _loss(model, tokenizer, data[size], buckets[size].batch, chance)
+        return _loss(model, tokenizer, data.of(size), buckets[size].batch, chance)
 
     outer = ("conv_in", "conv_out", "embedding")
     averaged = train("denoiser", folder, model, schedule, loss_at, outer, show)

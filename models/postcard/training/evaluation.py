@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
@@ -154,7 +153,7 @@ def _pictures(
 
 def _seen(picture: Image.Image) -> Tensor:
     small = picture.resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return as_tensor(np.asarray(small)[None])
+    return as_tensor([small])
 
 
 def _worn(picture: Image.Image, chance: Random) -> Image.Image:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
@@ -78,7 +77,7 @@ def sheet(pipeline: StableDiffusionPipeline, size: int = 256, columns: int = 4) 
 @torch.no_grad()
 def _fit_preview(autoencoder: AutoencoderKL, folder: Path) -> None:
     """The map from latents to colours, from scenes in all styles."""
-    pictures = as_tensor(np.stack([np.asarray(draw(seed, 128, 128)[0]) for seed in range(64)]))
+    pictures = as_tensor([draw(seed, 128, 128)[0] for seed in range(64)])
     latents = encode(autoencoder, pictures)
     colours = avg_pool2d(pictures / 2 + 0.5, 8)
     folder.mkdir(parents=True, exist_ok=True)

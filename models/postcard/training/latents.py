@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from jobs.progress import duration
 
-from .autoencoder import as_tensor, encode
+from .autoencoder import encode, normalised
 from .scenes import Scene, sample_scene
 from .styles import draw, things_mask
 
@@ -39,33 +40,50 @@ class Latents:
         return torch.from_numpy(self.latents[rows]).float(), shares.unsqueeze(1)
 
 
-def encode_scenes(
-    folder: Path, model: AutoencoderKL, numbers: Mapping[Size, int]
-) -> dict[Size, Latents]:
-    """So many scenes of each size; what `folder` has already is loaded."""
-    folder.mkdir(exist_ok=True)
-    begun = time.monotonic()
-    found = {}
-    for index, (size, number) in enumerate(numbers.items()):
-        file = folder / f"{size[0]}x{size[1]}.npz"
-        if not file.exists():
-            _encode_size(file, model, size, range(index * 10**7, index * 10**7 + number))
-            took = duration(time.monotonic() - begun)
-            print(f"latents: {number} scenes of {size[0]}x{size[1]} px, {took} so far", flush=True)
-        found[size] = Latents(**np.load(file))
-    return found
+class EncodedScenes:
+    """So many scenes of each size, kept in a folder; a size is drawn when it is first wanted."""
+
+    def __init__(self, folder: Path, model: AutoencoderKL, numbers: Mapping[Size, int]) -> None:
+        self._folder, self._model, self._numbers = folder, model, numbers
+        self._loaded: dict[Size, Latents] = {}
+
+    def of(self, size: Size) -> Latents:
+        if size not in self._loaded:
+            file = self._folder / f"{size[0]}x{size[1]}.npz"
+            if not file.exists():
+                self._encode(file, size)
+            self._loaded[size] = Latents(**np.load(file))
+        return self._loaded[size]
+
+    def _encode(self, file: Path, size: Size) -> None:
+        begun, number = time.monotonic(), self._numbers[size]
+        # No two sizes have a scene in common.
+        first = list(self._numbers).index(size) * 10**7
+        drawings = _Drawings(range(first, first + number), size)
+        at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+        batches = [
+            (encode(self._model, normalised(pictures)).half(), things)
+            for pictures, things in DataLoader(drawings, batch_size=at_once, num_workers=1)
+        ]
+        latents, things = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
+        self._folder.mkdir(exist_ok=True)
+        whole = file.with_suffix(".new.npz")
+        np.savez(whole, seeds=np.array(drawings.seeds), latents=latents, things=things)
+        whole.rename(file)
+        took = duration(time.monotonic() - begun)
+        print(f"{number} scenes of {size[0]}x{size[1]} px drawn and encoded in {took}", flush=True)
 
 
-def _encode_size(file: Path, model: AutoencoderKL, size: Size, seeds: range) -> None:
-    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
-    latents, things = [], []
-    for begin in range(0, len(seeds), at_once):
-        some = seeds[begin : begin + at_once]
-        pictures = np.stack([np.asarray(draw(seed, *size)[0]) for seed in some])
-        latents.append(encode(model, as_tensor(pictures)).half().numpy())
-        things.append(np.stack([np.asarray(things_mask(seed, *size).reduce(8)) for seed in some]))
-    whole = file.with_suffix(".new.npz")
-    np.savez(
-        whole, seeds=np.array(seeds), latents=np.concatenate(latents), things=np.concatenate(things)
-    )
-    whole.rename(file)
+class _Drawings(Dataset[tuple[np.ndarray, np.ndarray]]):
+    """The scenes of these seeds: [height, width, 3] bytes, and where the objects are in latents."""
+
+    def __init__(self, seeds: range, size: Size) -> None:
+        self.seeds, self._size = seeds, size
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        seed = self.seeds[index]
+        mask = things_mask(seed, *self._size).reduce(8)
+        return np.array(draw(seed, *self._size)[0]), np.array(mask)

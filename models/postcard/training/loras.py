@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
@@ -65,10 +63,9 @@ def _loss(pipeline: DiffusionPipeline, style: str, chance: Random) -> Tensor:
     # Captions of the flat style mostly name none, so it is this one that comes without a word.
     scenes = [replace(sample_scene(chance), style="flat") for _ in range(_BATCH)]
     painted = [paint(replace(scene, style=style), chance, _SIDE, _SIDE) for scene in scenes]
-    pixels = as_tensor(np.stack([np.asarray(picture) for picture in painted]))
     words = [caption(scene, chance) for scene in scenes]
     with torch.no_grad():
-        latents = encode(pipeline.vae, pixels)
+        latents = encode(pipeline.vae, as_tensor(painted))
         hidden = pipeline.encode_prompt(words, "cpu", 1, False)[0]
     return velocity_loss(
         lambda noisy, time: pipeline.unet(noisy, time, hidden).sample, latents
@@ -76,7 +73,7 @@ def _loss(pipeline: DiffusionPipeline, style: str, chance: Random) -> Tensor:
 
 
 def _save(pipeline: DiffusionPipeline, file: Path) -> None:
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    layers = get_peft_model_state_dict(pipeline.unet)
     StableDiffusionPipeline.save_lora_weights(
         file.parent,
         unet_lora_layers={name: weight.half() for name, weight in layers.items()},

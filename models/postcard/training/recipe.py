@@ -34,9 +34,9 @@ FULL = Recipe(
     autoencoder=Schedule(steps=4000, muon_lr=5e-3, adamw_lr=1e-3, average=0.998),
     denoiser=Schedule(steps=30_000, muon_lr=4e-3, adamw_lr=1e-3, average=0.9995, save_every=1000),
     num_scenes={
-        (128, 128): 40_000,
-        (192, 192): 12_000,
-        (256, 256): 24_000,
+        (128, 128): 30_000,
+        (192, 192): 8000,
+        (256, 256): 20_000,
         (384, 384): 3000,
         (512, 512): 2000,
         (640, 640): 2000,
