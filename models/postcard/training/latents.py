@@ -1,6 +1,5 @@
 """The denoiser's data: scenes drawn and encoded once, in each size."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jobs.progress import duration
-
 from .autoencoder import encode, normalised
+from .news import News
 from .scenes import Scene, sample_scene
 from .styles import draw, things_mask
 
@@ -56,22 +54,21 @@ class EncodedScenes:
         return self._loaded[size]
 
     def _encode(self, file: Path, size: Size) -> None:
-        begun, number = time.monotonic(), self._numbers[size]
+        number = self._numbers[size]
         # No two sizes have a scene in common.
         first = list(self._numbers).index(size) * 10**7
         drawings = _Drawings(range(first, first + number), size)
         at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
-        batches = [
-            (encode(self._model, normalised(pictures)).half(), things)
-            for pictures, things in DataLoader(drawings, batch_size=at_once, num_workers=1)
-        ]
+        news = News(file.stem, "scenes drawn and encoded", number)
+        batches = []
+        for pictures, mask in DataLoader(drawings, batch_size=at_once, num_workers=1):
+            batches.append((encode(self._model, normalised(pictures)).half(), mask))
+            news.tell(min(number, len(batches) * at_once))
         latents, things = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
         self._folder.mkdir(exist_ok=True)
         whole = file.with_suffix(".new.npz")
         np.savez(whole, seeds=np.array(drawings.seeds), latents=latents, things=things)
         whole.rename(file)
-        took = duration(time.monotonic() - begun)
-        print(f"{number} scenes of {size[0]}x{size[1]} px drawn and encoded in {took}", flush=True)
 
 
 class _Drawings(Dataset[tuple[np.ndarray, np.ndarray]]):

@@ -1,7 +1,6 @@
 """The loop that trains a module: optimizers, averaged weights, checkpoints to go on from."""
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from jobs.progress import duration
-
-_NEWS_EVERY_S = 30.0
+from .news import News
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def train(
     optimizer = Optimizer(module, schedule, outer)
     file = folder / f"{name}.pt"
     begin = _load(file, module, average, optimizer)
-    news = _News(name, begin, schedule.steps)
+    news = News(name, "steps", schedule.steps, begin)
     for step in range(begin, schedule.steps):
         torch.manual_seed(step)
         module.zero_grad(set_to_none=True)
@@ -144,26 +141,3 @@ def _load(file: Path, module: nn.Module, average: AveragedModel, optimizer: Opti
     optimizer.load_state_dict(state["optimizer"])
     step: int = state["step"]
     return step
-
-
-class _News:
-    """A line now and then: how far it is, and how long it will take."""
-
-    def __init__(self, name: str, begin: int, steps: int) -> None:
-        self._name, self._begin, self._steps = name, begin, steps
-        self._started = self._told = time.monotonic()
-        self._losses: list[float] = []
-
-    def tell(self, step: int, loss: float) -> None:
-        self._losses.append(loss)
-        now = time.monotonic()
-        if now - self._told < _NEWS_EVERY_S and step < self._steps:
-            return
-        per_step = (now - self._started) / (step - self._begin)
-        mean = sum(self._losses) / len(self._losses)
-        print(
-            f"{self._name}: step {step} of {self._steps}, loss {mean:.4f}, "
-            f"{per_step:.2f} s a step, about {duration(per_step * (self._steps - step))} left",
-            flush=True,
-        )
-        self._told, self._losses = now, []
