@@ -132,10 +132,10 @@ def test_what_a_classifier_says_is_counted_by_attribute() -> None:
     boat = Scene(
         "flat", "storm", "sea", "city", "rain", (Thing("boat", "blue"),), True, True, False
     )
-    found = judge(Reader(), iter([Image.new("RGB", (128, 128))] * 2), [house, boat])
+    found = judge(Reader(), [Image.new("RGB", (128, 128))] * 2, [house, boat])
     assert (found["style"], found["sky"], found["ground"]) == (1, 0.5, 0)
     assert (found["backdrop"], found["weather"]) == (0, 0)  # of those that are named
-    assert (found["object"], found["colour"]) == (0.5, 0.5)
+    assert (found["object"], found["its colour"], found["no other"]) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.slow

@@ -3,11 +3,12 @@
 python -m models.postcard.training.evaluation --model postcard
 
 The classifier learns from drawings alone, never from what a model made. Held-out drawings tell how
-far it can be trusted; then it reads what the model makes of captions that name everything.
+far it can be trusted; then it reads what the model makes of captions that name everything. Grids of
+the first pictures are saved beside it.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -23,7 +24,7 @@ from shared.pipeline import load_pipeline
 
 from .autoencoder import as_tensor
 from .captions import full_caption
-from .export import DEFAULTS
+from .export import DEFAULTS, grid
 from .scenes import (
     BACKDROPS,
     COLOURED_KINDS,
@@ -46,6 +47,8 @@ CHOICES = {
     "backdrop": BACKDROPS,
     "weather": WEATHERS,
 }
+# Of objects that are named: are they there, and in their colours? And is there no other one?
+COUNTED = (*CHOICES, "object", "its colour", "no other")
 _SIDE = 128  # pixels that the classifier sees
 _HELD_OUT = 10**9  # where the seeds of scenes begin that nothing is trained on
 _SCHEDULE = Schedule(steps=2500, muon_lr=3e-3, adamw_lr=1e-3, average=0.99)
@@ -83,16 +86,16 @@ def main() -> None:
     classifier = train_classifier(options.run)
     seeds = range(_HELD_OUT, _HELD_OUT + options.number)
     scenes = [sample_scene(Random(seed)) for seed in seeds]
-    names = [*CHOICES, "object", "colour"]
-    print(f"| {options.number} pictures | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    drawings = (draw(seed, 256, 256)[0] for seed in seeds)
+    print(f"| {options.number} pictures | {' | '.join(COUNTED)} |\n|---|{'---|' * len(COUNTED)}")
+    drawings = [draw(seed, 256, 256)[0] for seed in seeds]
     _print_row("held-out drawings", classifier, drawings, scenes)
     pipeline = load_pipeline(ModelConfig(name=options.model))
     pipeline.set_progress_bar_config(disable=True)
     for size in options.sizes:
         for steps in options.steps:
-            pictures = _pictures(pipeline, scenes, size, steps)
+            pictures = _render(pipeline, scenes, size, steps)
             _print_row(f"{size} px, {steps} steps", classifier, pictures, scenes)
+            grid(pictures[:24], columns=8).save(options.run / f"grid-{size}px-{steps}.png")
 
 
 def train_classifier(run: Path) -> Classifier:
@@ -115,40 +118,45 @@ def train_classifier(run: Path) -> Classifier:
 
 
 def judge(
-    classifier: Classifier, pictures: Iterator[Image.Image], scenes: Sequence[Scene]
+    classifier: Classifier, pictures: Sequence[Image.Image], scenes: Sequence[Scene]
 ) -> dict[str, float]:
-    """The share that is right of each attribute; objects and colours of those that are named."""
-    right: dict[str, list[bool]] = {name: [] for name in [*CHOICES, "object", "colour"]}
+    """The share that is right of each that is COUNTED; what is "none" is not."""
+    right: dict[str, list[bool]] = {name: [] for name in COUNTED}
     for picture, scene in zip(pictures, scenes, strict=True):
         with torch.no_grad():
             found = classifier(_seen(picture))
         for name, values in CHOICES.items():
             if getattr(scene, name) != "none":
                 right[name].append(values[int(found[name].argmax())] == getattr(scene, name))
+        seen = dict(zip(KINDS, (found["things"][0] > 0).tolist(), strict=True))
         for thing in scene.things:
-            right["object"].append(found["things"][0, KINDS.index(thing.kind)].item() > 0)
+            right["object"].append(seen.pop(thing.kind))
             if thing.kind in COLOURED_KINDS:
                 colour = COLOURS[int(found[_colour_of(thing.kind)].argmax())]
-                right["colour"].append(colour == thing.colour)
+                right["its colour"].append(colour == thing.colour)
+        right["no other"].append(not any(seen.values()))
     return {name: sum(each) / len(each) for name, each in right.items()}
 
 
 def _print_row(
-    name: str, classifier: Classifier, pictures: Iterator[Image.Image], scenes: Sequence[Scene]
+    name: str, classifier: Classifier, pictures: Sequence[Image.Image], scenes: Sequence[Scene]
 ) -> None:
-    shares = judge(classifier, pictures, scenes)
-    print(f"| {name} | {' | '.join(f'{share:.2f}' for share in shares.values())} |", flush=True)
+    shares = judge(classifier, pictures, scenes).values()
+    print(f"| {name} | {' | '.join(f'{share:.2f}' for share in shares)} |", flush=True)
 
 
-def _pictures(
+def _render(
     pipeline: DiffusionPipeline, scenes: Sequence[Scene], size: int, steps: int
-) -> Iterator[Image.Image]:
-    for number, scene in enumerate(scenes):
-        settings = DEFAULTS | {"width": size, "height": size, "num_inference_steps": steps}
-        generator = torch.Generator().manual_seed(number)
-        yield pipeline(full_caption(scene, Random(number)), generator=generator, **settings).images[
-            0
-        ]
+) -> list[Image.Image]:
+    settings = DEFAULTS | {"width": size, "height": size, "num_inference_steps": steps}
+    return [
+        pipeline(
+            full_caption(scene, Random(number)),
+            generator=torch.Generator().manual_seed(number),
+            **settings,
+        ).images[0]
+        for number, scene in enumerate(scenes)
+    ]
 
 
 def _seen(picture: Image.Image) -> Tensor:

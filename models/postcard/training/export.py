@@ -1,6 +1,7 @@
 """What was trained as a folder that diffusers loads, and pictures that it makes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -61,16 +62,20 @@ def export(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     (folder / DEFAULTS_FILE).write_text(json.dumps(DEFAULTS, indent=2) + "\n")
 
 
-def sheet(pipeline: StableDiffusionPipeline, size: int = 256, columns: int = 4) -> Image.Image:
+def sheet(pipeline: StableDiffusionPipeline, size: int = 256) -> Image.Image:
     """A picture of each of the prompts."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(SHEET_PROMPTS))]
-    pictures = pipeline(
-        list(SHEET_PROMPTS), width=size, height=size, generator=generators, **DEFAULTS
-    ).images
+    prompts = list(SHEET_PROMPTS)
+    made = pipeline(prompts, width=size, height=size, generator=generators, **DEFAULTS)
+    return grid(made.images, columns=4)
+
+
+def grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
-    whole = Image.new("RGB", (columns * size, rows * size))
+    whole = Image.new("RGB", (columns * width, rows * height))
     for number, picture in enumerate(pictures):
-        whole.paste(picture, (number % columns * size, number // columns * size))
+        whole.paste(picture, (number % columns * width, number // columns * height))
     return whole
 
 
