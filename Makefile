@@ -36,7 +36,7 @@ format: .venv/.dev  ## put the code into shape
 	@$(BIN)/ruff format .
 
 bench: .venv/.bench  ## the engine beside the plain pipeline, on this machine
-	@$(BIN)/python benchmarks/throughput.py
+	@TRANSFORMERS_VERBOSITY=error $(BIN)/python benchmarks/throughput.py
 
 train: .venv/.runtime  ## train the bundled model from nothing, for some hours: RUN=run
 	@$(BIN)/python -m models.postcard.training --run $(RUN)

@@ -31,7 +31,7 @@ class LocalService:
 
     def __init__(self, folder: Path) -> None:
         self._config = folder / "serve.json"
-        port, dashboard = _free_port(), _free_port()
+        port, dashboard = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._dashboard = f"http://127.0.0.1:{dashboard}"
         ray.init(
@@ -91,7 +91,7 @@ def local_service(*, num_generators: int = 1, **args: Any) -> Iterator[LocalServ
             ray.shutdown()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,0 +1,207 @@
+"""What people would use instead of this service: each on the same weights, threads and settings.
+
+python benchmarks/alternatives.py threads --port 8100
+
+All answer POST /imagine as the service does. compare.py starts them by turns.
+"""
+
+import argparse
+import asyncio
+import copy
+import io
+import itertools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+os.environ |= {"RAY_AUTH_MODE": "disabled"}
+
+import litserve as ls
+import torch
+import uvicorn
+from diffusers import DiffusionPipeline
+from fastapi import FastAPI, Response
+
+from shared.config import ModelConfig
+from shared.cpu_workers import CPU_WORKER
+from shared.pipeline import load_pipeline
+
+MAX_BATCH = 16
+# Of a batch that is not full. Longer waits gave fuller batches and no more pictures.
+BATCH_WAIT_S = 0.05
+
+
+@dataclass(frozen=True)
+class Wanted:
+    prompt: str
+    width: int = 256
+    height: int = 256
+    num_inference_steps: int = 20
+    guidance_scale: float = 4.0
+    seed: int = 0
+
+    def alike(self) -> tuple[Any, ...]:
+        """What has to be equal for one call of the pipeline."""
+        return astuple(self)[1:-1]
+
+
+class Model:
+    """A pipeline that is called as diffusers' documentation does."""
+
+    def __init__(self) -> None:
+        dtype = os.environ.get("BENCHMARK_DTYPE", "float32")
+        self.pipeline = load_pipeline(ModelConfig(dtype=dtype))  # type: ignore[arg-type]
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def one(self, wanted: Wanted) -> bytes:
+        return self.many([wanted])[0]
+
+    def many(self, batch: Sequence[Wanted]) -> list[bytes]:
+        """One call for those that are alike, one after another for the rest."""
+        made: dict[int, bytes] = {}
+        in_order = sorted(enumerate(batch), key=lambda each: each[1].alike())
+        for _, group in itertools.groupby(in_order, key=lambda each: each[1].alike()):
+            numbers, same = zip(*group, strict=True)
+            made |= zip(numbers, rendered(self.pipeline, same), strict=True)
+        return [made[number] for number in range(len(batch))]
+
+
+def rendered(pipeline: DiffusionPipeline, same: Sequence[Wanted]) -> list[bytes]:
+    settings = asdict(same[0]) | {"prompt": [each.prompt for each in same]}
+    del settings["seed"]
+    generators = [torch.Generator().manual_seed(each.seed) for each in same]
+    return [png(image) for image in pipeline(generator=generators, **settings).images]
+
+
+def png(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def answer(data: bytes) -> Response:
+    return Response(data, media_type="image/png")
+
+
+def template(port: int) -> None:
+    """Ray's and Anyscale's template: an ingress, and a replica that renders one after another."""
+    from ray import serve
+
+    @serve.deployment(max_ongoing_requests=1, ray_actor_options=_replica())
+    class StableDiffusion(Model):
+        def generate(self, wanted: Wanted) -> bytes:
+            return self.one(wanted)
+
+    _serve_with_ray(StableDiffusion, port)
+
+
+def serve_batch(port: int) -> None:
+    """Ray Serve's own batching around the pipeline's list of prompts."""
+    from ray import serve
+
+    @serve.deployment(max_ongoing_requests=256, ray_actor_options=_replica())
+    class StableDiffusion(Model):
+        @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+        async def generate(self, batch: list[Wanted]) -> list[bytes]:
+            return await asyncio.to_thread(self.many, batch)
+
+    _serve_with_ray(StableDiffusion, port)
+
+
+class StableDiffusionAPI(ls.LitAPI):
+    def setup(self, device: str) -> None:
+        self.model = Model()
+
+    def decode_request(self, request: Wanted) -> Wanted:
+        return request
+
+    def predict(self, batch: list[Wanted]) -> list[bytes]:
+        return self.model.many(batch)
+
+    def unbatch(self, output: list[bytes]) -> list[bytes]:
+        return output
+
+    def encode_response(self, output: bytes) -> Response:
+        return answer(output)
+
+
+def litserve(port: int) -> None:
+    """LitServe with its batching."""
+    api = StableDiffusionAPI(
+        max_batch_size=MAX_BATCH, batch_timeout=BATCH_WAIT_S, api_path="/imagine"
+    )
+    server = ls.LitServer(api, accelerator="cpu", timeout=600)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, num_api_servers=1)
+
+
+def threads(port: int) -> None:
+    """Threads over one pipeline's modules, each request with a noise scheduler of its own.
+
+    As diffusers' example of an asynchronous server.
+    """
+    model = Model()
+    pool = ThreadPoolExecutor(4)  # more took turns on the same cores, and were slower
+    tokenizer = threading.Lock()
+    app = FastAPI()
+
+    def render(wanted: Wanted) -> bytes:
+        with tokenizer:
+            scheduler = copy.deepcopy(model.pipeline.scheduler)
+            pipeline = type(model.pipeline).from_pipe(model.pipeline, scheduler=scheduler)
+            pipeline.set_progress_bar_config(disable=True)
+        return rendered(pipeline, [wanted])[0]
+
+    @app.post("/imagine")
+    async def imagine(wanted: Wanted) -> Response:
+        return answer(await asyncio.get_running_loop().run_in_executor(pool, render, wanted))
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+def _replica() -> dict[str, Any]:
+    return {"num_cpus": os.cpu_count(), "runtime_env": {"env_vars": CPU_WORKER}}
+
+
+def _serve_with_ray(deployment: Any, port: int) -> None:
+    import ray
+    from ray import serve
+
+    app = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(app)
+    class Ingress:
+        def __init__(self, model: Any) -> None:
+            self._model = model
+
+        @app.post("/imagine")
+        async def imagine(self, wanted: Wanted) -> Response:
+            return answer(await self._model.generate.remote(wanted))
+
+    ray.init(address="local", num_cpus=4 * (os.cpu_count() or 1), include_dashboard=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(Ingress.bind(deployment.bind()))
+    threading.Event().wait()
+
+
+ALTERNATIVES: dict[str, Callable[[int], None]] = {
+    "template": template,
+    "serve-batch": serve_batch,
+    "litserve": litserve,
+    "threads": threads,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=ALTERNATIVES)
+    parser.add_argument("--port", type=int, default=8100, help="(%(default)s)")
+    options = parser.parse_args()
+    ALTERNATIVES[options.name](options.port)
+
+
+if __name__ == "__main__":
+    main()
