@@ -7,12 +7,19 @@ import numpy as np
 from PIL import Image
 
 from .canvas import Canvas, bounds, closed, rough
+from .composition import compose
 from .scenes import Scene, sample_scene
-from .shapes import SKY, Colour, Polygon, Shape, blend, box, compose
+from .shapes import WHITE, Colour, Polygon, Shape, blend, box
 
 _BLACK: Colour = (10, 10, 12)
-_WHITE: Colour = (255, 255, 255)
 _PAPER: Colour = (250, 247, 240)
+_SKY: dict[str, tuple[Colour, Colour]] = {  # at the top, at the horizon
+    "day": ((58, 146, 226), (192, 230, 248)),
+    "sunset": ((226, 76, 48), (255, 200, 88)),
+    "night": ((8, 12, 44), (38, 50, 108)),
+    "dawn": ((168, 134, 216), (255, 198, 206)),
+    "storm": ((62, 68, 80), (138, 144, 154)),
+}
 _SMALL = ("star", "flake", "drop", "window", "wave")
 _LARGE = ("mountain", "hill", "ground", "furrow", "water")
 _EVERYWHERE = box(-1, -1, 10, 10)
@@ -48,7 +55,7 @@ def things_mask(seed: int, width: int, height: int) -> Image.Image:
     canvas = Canvas(width, height, unit, 1, (0, 0, 0))
     for shape in shapes:
         if shape.role == "thing":
-            canvas.fill(shape.polygons, _WHITE)
+            canvas.fill(shape.polygons, WHITE)
     return canvas.image().convert("L")
 
 
@@ -68,7 +75,7 @@ class _Painting:
         self.width, self.height = width, height
 
     def sky(self) -> tuple[Colour, Colour]:
-        return SKY[self.scene.sky]
+        return _SKY[self.scene.sky]
 
     def strokes(
         self,
@@ -160,7 +167,7 @@ def _basquiat(painting: _Painting, shapes: list[Shape]) -> None:
     canvas.fill([_EVERYWHERE], sky)
     area = (-0.1, 0.0, painting.width, painting.horizon)
     for line in painting.strokes(area, 14, 0.05, (0.15, 0.4)):
-        dab = blend(sky, chance.choice((_WHITE, _BLACK, (250, 214, 60))), chance.uniform(0.1, 0.3))
+        dab = blend(sky, chance.choice((WHITE, _BLACK, (250, 214, 60))), chance.uniform(0.1, 0.3))
         canvas.stroke([rough(line, 0.012, chance)], dab, chance.uniform(0.03, 0.06))
     mountain = chance.choice(_BOLD)
     for shape in shapes:
@@ -184,7 +191,7 @@ def _bold(painting: _Painting, shape: Shape, mountain: Colour) -> None:
     if shape.role in _LARGE:
         layer = canvas.copy()
         for line in painting.strokes(bounds(shape.polygons), 7, 0.2, (0.1, 0.3)):
-            other = chance.choice((_WHITE, _BLACK, *_BOLD[:2]))
+            other = chance.choice((WHITE, _BLACK, *_BOLD[:2]))
             layer.stroke(
                 [rough(line, 0.01, chance)],
                 blend(colour, other, chance.uniform(0.15, 0.4)),
@@ -271,9 +278,7 @@ def _neon(painting: _Painting, shapes: list[Shape]) -> None:
                 layer.stroke(lines, colour, 2 * width)
             layer.fill(shape.polygons, area)
             if len(lines) == 1:
-                layer.stroke(
-                    lines, blend(colour, _WHITE, 0.2) if layer is canvas else colour, width
-                )
+                layer.stroke(lines, blend(colour, WHITE, 0.2) if layer is canvas else colour, width)
     glow.blur(0.016)
     canvas.add_light(glow)
 
@@ -359,7 +364,7 @@ def _pixel_art(
     cell = max(4, round(unit / _PIXELS_A_SIDE / 8) * 8 if unit >= 256 else unit // _PIXELS_A_SIDE)
     columns, rows = -(-width // cell), -(-height // cell)
     canvas = Canvas(columns, rows, unit / cell, 1, _PAPER)
-    canvas.gradient(*SKY[scene.sky], horizon)
+    canvas.gradient(*_SKY[scene.sky], horizon)
     one = cell / unit
     for shape in shapes:
         polygons = shape.polygons
