@@ -1,13 +1,14 @@
 """The loop that trains a module: optimizers, averaged weights, checkpoints to go on from."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .news import News
 
@@ -95,8 +96,7 @@ def train(
     difference whether it stopped. `show` is given the averaged module whenever it is saved.
     """
     module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    averaging = get_ema_multi_avg_fn(schedule.average)  # type: ignore[no-untyped-call]
-    average = AveragedModel(module, multi_avg_fn=averaging)
+    average = AveragedModel(module, multi_avg_fn=partial(_average, schedule.average))
     optimizer = Optimizer(module, schedule, outer)
     file = folder / f"{name}.pt"
     begin = _load(file, module, average, optimizer)
@@ -115,6 +115,17 @@ def train(
             if show:
                 show(average.module, step + 1)
     return average.module.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _average(
+    keep: float, averaged: Sequence[Tensor], weights: Sequence[Tensor], num_averaged: Tensor
+) -> None:
+    """Keep less in the beginning, when what there is to keep is worth little."""
+    number = int(num_averaged)
+    share = min(keep, (1 + number) / (20 + number))
+    for old, new in zip(averaged, weights, strict=True):
+        old.lerp_(new, 1 - share)
 
 
 def _save(
