@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from batch.image_store import Format
+from shared.arguments import add_adapter, pair
 from shared.config import RequestDefaults
 
 _DESCRIPTION = """
@@ -40,21 +41,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--retry-failed", action="store_true", help="render the pictures that failed once more")
     add("--replay", metavar="IMAGE", help="only render this PNG file of ours again, and compare")
     add("--model", help="bundled name, local folder or hub id (postcard)")
-    add(
-        "--adapter",
-        action="append",
-        default=[],
-        type=_pair,
-        metavar="NAME=FILE",
-        help="a LoRA adapter that rows may ask for",
-    )
+    add_adapter(parser)
     add("--device", default="auto", help="torch's name of the device (%(default)s)")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="of weights (auto)")
     add(
         "--column",
         action="append",
         default=[],
-        type=_pair,
+        type=pair,
         metavar="FIELD=COLUMN",
         help="the input's column that holds a field, if it has another name: prompt=caption",
     )
@@ -78,13 +72,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not options.replay and not (options.input and (options.output or options.dry_run)):
         parser.error("--input and --output are required")
     return options
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like name=value")
-    return name, value
 
 
 def flag(name: str) -> str:

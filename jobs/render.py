@@ -147,7 +147,7 @@ def _model(
                 "device": options.device,
                 "dtype": options.dtype or dtype,
                 "defaults": defaults,
-                "adapters": {name: Path(file).absolute() for name, file in options.adapter},
+                "adapters": dict(options.adapter),
             }
         )
     except ValidationError as error:

@@ -17,6 +17,7 @@ import ray
 from ray import serve
 
 from serving.app import ServiceArgs, build_app
+from shared.arguments import add_adapter
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
@@ -24,7 +25,7 @@ from shared.model_files import absolute, describe_model
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    model = absolute(ModelConfig(name=options.model))
+    model = absolute(ModelConfig(name=options.model, adapters=dict(options.adapter)))
     address = os.environ.get("RAY_ADDRESS", "local")
     problem = _find_problem(options, model, address)
     if problem is not None:
@@ -84,6 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", default="postcard", help="bundled name, local folder or hub id (%(default)s)"
     )
+    add_adapter(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     return parser.parse_args(arguments)

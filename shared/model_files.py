@@ -61,11 +61,12 @@ def resolve_folder(config: ModelConfig) -> Path:
 
 
 def absolute(config: ModelConfig) -> ModelConfig:
-    """`config` with a local folder by its absolute path, for workers that run elsewhere."""
-    folder = _local_folder(config)
-    if folder is None or folder == BUNDLED_MODELS / config.name:
-        return config
-    return config.model_copy(update={"name": str(folder.absolute())})
+    """`config` with local files by their absolute paths, for workers that run elsewhere."""
+    adapters = {name: file.absolute() for name, file in config.adapters.items()}
+    name, folder = config.name, _local_folder(config)
+    if folder is not None and folder != BUNDLED_MODELS / name:
+        name = str(folder.absolute())
+    return config.model_copy(update={"name": name, "adapters": adapters})
 
 
 def describe_model(config: ModelConfig) -> ModelProfile:

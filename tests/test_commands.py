@@ -192,12 +192,17 @@ def test_a_taken_port_is_one_line() -> None:
     assert re.fullmatch(r"Port \d+ is taken\. .*make serve PORT=8001\n", done.stdout)
 
 
-def test_a_model_that_is_not_there_is_one_line() -> None:
-    done = run(
-        [sys.executable, "-m", "serving", "--model", "/no/model", "--port", str(free_port())]
-    )
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--model=/no/model"], "/no/model is not a diffusers folder: no model_index.json in it"),
+        (["--adapter=ink=/no/ink"], "adapter ink: cannot read /no/ink: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_not_there_is_one_line(arguments: list[str], line: str) -> None:
+    done = run([sys.executable, "-m", "serving", *arguments, f"--port={free_port()}"])
     assert done.returncode == 1
-    assert done.stdout == "/no/model is not a diffusers folder: no model_index.json in it\n"
+    assert done.stdout == f"{line}\n"
 
 
 def _processes_of(folder: Path) -> list[str]:

@@ -42,6 +42,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         (["--output", "out"], "--input and --output are required"),
         (["--column", "prompt"], "'prompt' is not like name=value"),
         (["--limit", "0"], "must be 1 or more"),
+        (["--adapter", "an ink=ink.safetensors"], "'an ink': letters, digits, - and _ make"),
     ],
 )
 def test_arguments_that_are_none_end_the_parser(

@@ -1,0 +1,37 @@
+"""Arguments that the command lines of both doors take."""
+
+import argparse
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.config import AdapterName
+
+
+def pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like name=value")
+    return name, value
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """`--adapter NAME=FILE`, as often as there are some: pairs of a name and a Path."""
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        type=_adapter,
+        metavar="NAME=FILE",
+        help="a LoRA adapter that may be asked for",
+    )
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, file = pair(text)
+    try:
+        TypeAdapter(AdapterName).validate_python(name)
+    except ValidationError:
+        what = "letters, digits, - and _ make the name of an adapter"
+        raise argparse.ArgumentTypeError(f"{name!r}: {what}") from None
+    return name, Path(file)
