@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 os.environ |= {"RAY_AUTH_MODE": "disabled"}
@@ -42,10 +42,11 @@ class Wanted:
     num_inference_steps: int = 20
     guidance_scale: float = 4.0
     seed: int = 0
+    n: int = 1
 
     def alike(self) -> tuple[Any, ...]:
         """What has to be equal for one call of the pipeline."""
-        return astuple(self)[1:-1]
+        return (self.width, self.height, self.num_inference_steps, self.guidance_scale)
 
 
 class Model:
@@ -70,10 +71,20 @@ class Model:
 
 
 def rendered(pipeline: DiffusionPipeline, same: Sequence[Wanted]) -> list[bytes]:
-    settings = asdict(same[0]) | {"prompt": [each.prompt for each in same]}
-    del settings["seed"]
-    generators = [torch.Generator().manual_seed(each.seed) for each in same]
-    return [png(image) for image in pipeline(generator=generators, **settings).images]
+    """The pictures of each that is wanted, one after another."""
+    first = same[0]
+    images = pipeline(
+        prompt=[each.prompt for each in same for _ in range(each.n)],
+        width=first.width,
+        height=first.height,
+        num_inference_steps=first.num_inference_steps,
+        guidance_scale=first.guidance_scale,
+        generator=[
+            torch.Generator().manual_seed(each.seed + i) for each in same for i in range(each.n)
+        ],
+    ).images
+    left = iter(images)
+    return [b"".join(png(next(left)) for _ in range(each.n)) for each in same]
 
 
 def png(image: Any) -> bytes:

@@ -3,9 +3,12 @@
 python benchmarks/compare.py
 python benchmarks/compare.py --mix all --size 256 --loads closed-64 poisson-0.9 --json found.json
 
-A load is closed-N (N clients, each of which asks again when it has its picture) or poisson-SHARE
-(requests at random moments, at that share of what the service itself has just been able to render).
-Everything runs on this machine: client, and one system at a time.
+Everything runs on this machine: the client, and one system at a time. A load is
+
+closed-N       N callers, each of which asks again when it has its picture
+poisson-SHARE  calls at random moments, at that share of what the service has just rendered a second
+burst-N        N at once, again and again, at nine tenths of that
+trace-FILE     a CSV file with the columns arrival_s, num_inference_steps and n
 """
 
 import argparse
@@ -26,7 +29,7 @@ from pathlib import Path
 import httpx
 from alternatives import ALTERNATIVES
 from local_service import free_port, local_service
-from workloads import MIXES, Outcome, closed_loop, open_loop, poisson, requests
+from workloads import MIXES, Client, Outcome, bursts, calls, poisson, trace
 
 from shared.cpu_workers import CPU_WORKER
 
@@ -54,9 +57,10 @@ def main() -> None:
         capacity = 0.0
         for system in [OURS, *options.systems]:
             with running(system, options.dtype) as url:
-                asyncio.run(closed_loop(url, requests(8, options.mix, options.size), 8))
+                client = Client(url, takes_n=system != OURS)
+                asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
                 for load in options.loads:
-                    outcome = asyncio.run(run(url, load, capacity, options))
+                    outcome = asyncio.run(run(client, load, capacity, options))
                     if system == OURS:
                         capacity = max(capacity, outcome.pictures_per_s)
                     found.append(_found(system, load, number, outcome))
@@ -66,13 +70,18 @@ def main() -> None:
         options.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
 
 
-async def run(url: str, load: str, capacity: float, options: argparse.Namespace) -> Outcome:
+async def run(client: Client, load: str, capacity: float, options: argparse.Namespace) -> Outcome:
     kind, _, value = load.partition("-")
-    wanted = requests(options.requests, options.mix, options.size, seed=1)
+    wanted = calls(options.calls, options.mix, options.size, seed=1)
     if kind == "closed":
-        return await closed_loop(url, wanted, int(value))
-    assert capacity, "a closed load has to come first: it tells the capacity"
-    return await open_loop(url, list(poisson(wanted, float(value) * capacity)))
+        return await client.closed_loop(wanted, int(value))
+    if kind == "trace":
+        return await client.open_loop([*trace(Path(value), options.size)])
+    if not capacity:
+        raise SystemExit(f"{load}: a closed load has to come before it, to tell the capacity")
+    if kind == "poisson":
+        return await client.open_loop([*poisson(wanted, float(value) * capacity)])
+    return await client.open_loop([*bursts(wanted, int(value), 0.9 * capacity)])
 
 
 @contextmanager
@@ -105,10 +114,10 @@ def running(system: str, dtype: str) -> Iterator[str]:
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_WITHIN_S
-    (request,) = requests(1, "equal", 64)
+    (call,) = calls(1, "equal", 64)
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            if httpx.post(f"{url}/imagine", json=request, timeout=60).status_code == 200:
+            if httpx.post(f"{url}/imagine", json=call, timeout=60).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -158,7 +167,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--loads", nargs="+", default=["closed-1", "closed-16", "poisson-0.9"])
     parser.add_argument("--mix", choices=MIXES, default="steps")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
-    parser.add_argument("--requests", type=int, default=64, help="of each load (%(default)s)")
+    parser.add_argument("--calls", type=int, default=64, help="of each load (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--dtype", default="float32", help="(%(default)s)")
     parser.add_argument("--json", type=Path, help="a file for all that was found")

@@ -1,20 +1,21 @@
-"""Requests and their arrivals, and a client that brings them to a service."""
+"""Calls and their arrivals, and a client that brings them to a service."""
 
 import asyncio
 import csv
 import random
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-Request = dict[str, Any]
+# What is asked of /imagine, and beside it `n`: how many such pictures, each of another seed.
+Call = dict[str, Any]
 
-MIXES = {
+MIXES: dict[str, Callable[[random.Random], Call]] = {
     "equal": lambda chance: {},
     "steps": lambda chance: {"num_inference_steps": chance.randint(10, 50)},
     "all": lambda chance: {
@@ -23,103 +24,132 @@ MIXES = {
         "width": chance.choice((128, 192, 256)),
         "height": chance.choice((128, 192, 256)),
     },
+    # In traces of real services 42 % of the calls ask for several pictures.
+    "several": lambda chance: {"n": chance.choices((1, 2, 4, 8), (58, 14, 14, 14))[0]},
 }
 
 
 @dataclass(frozen=True)
 class Arrival:
     at_s: float
-    request: Request
+    call: Call
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: pictures that came, seconds from the first request to the last picture."""
+    """Of one run: seconds of each call that was answered, and from the first to the last."""
 
     latencies_s: list[float]
+    num_pictures: int
     num_failed: int
     seconds: float
 
     @property
     def pictures_per_s(self) -> float:
-        return len(self.latencies_s) / self.seconds
+        return self.num_pictures / self.seconds
 
     def quantile(self, share: float) -> float:
-        if len(self.latencies_s) < 2:
+        """Of the latencies; the only one where there are no more."""
+        if len(self.latencies_s) == 1:
             return self.latencies_s[0]
-        return statistics.quantiles(self.latencies_s, n=100, method="inclusive")[
-            round(100 * share) - 1
-        ]
+        percentiles = statistics.quantiles(self.latencies_s, n=100, method="inclusive")
+        return percentiles[round(100 * share) - 1]
 
 
-def requests(number: int, mix: str, size: int, seed: int = 0) -> list[Request]:
+def calls(number: int, mix: str, size: int, seed: int = 0) -> list[Call]:
+    """The same ones for each seed."""
     chance = random.Random(seed)
     plain = {"width": size, "height": size, "num_inference_steps": 20, "guidance_scale": 4.0}
     return [
-        {"prompt": f"twin peaks {i}", "seed": i} | plain | MIXES[mix](chance) for i in range(number)
+        {"prompt": f"twin peaks {i}", "seed": 100 * i} | plain | MIXES[mix](chance)
+        for i in range(number)
     ]
 
 
-def poisson(wanted: Sequence[Request], per_s: float, seed: int = 0) -> Iterator[Arrival]:
-    """The requests, at random moments of such a rate: the same ones for each seed."""
+def poisson(wanted: Sequence[Call], pictures_per_s: float, seed: int = 0) -> Iterator[Arrival]:
+    """At random moments, at such a rate: the same ones for each seed."""
+    per_call = statistics.mean(call.get("n", 1) for call in wanted)
     chance, now = random.Random(seed), 0.0
-    for request in wanted:
-        now += chance.expovariate(per_s)
-        yield Arrival(now, request)
+    for call in wanted:
+        now += chance.expovariate(pictures_per_s / per_call)
+        yield Arrival(now, call)
 
 
-def bursts(wanted: Sequence[Request], number: int, every_s: float) -> Iterator[Arrival]:
-    """So many at once, again and again."""
-    for i, request in enumerate(wanted):
-        yield Arrival(i // number * every_s, request)
+def bursts(wanted: Sequence[Call], number: int, pictures_per_s: float) -> Iterator[Arrival]:
+    """So many at once, and again when the rate has them rendered."""
+    for i, call in enumerate(wanted):
+        yield Arrival(i // number * number / pictures_per_s, call)
 
 
 def trace(file: Path, size: int) -> Iterator[Arrival]:
     """From a CSV file with the columns arrival_s, num_inference_steps and n."""
+    (plain,) = calls(1, "equal", size)
     with file.open(newline="") as lines:
-        for row in csv.DictReader(lines):
-            steps = {"num_inference_steps": int(row["num_inference_steps"])}
-            for picture in requests(int(row["n"]), "equal", size):
-                yield Arrival(float(row["arrival_s"]), picture | steps)
+        for i, row in enumerate(csv.DictReader(lines)):
+            numbers = {name: int(row[name]) for name in ("num_inference_steps", "n")}
+            yield Arrival(float(row["arrival_s"]), plain | {"seed": 100 * i} | numbers)
 
 
-async def closed_loop(url: str, wanted: Sequence[Request], concurrency: int) -> Outcome:
-    """So many clients, each of which asks again as soon as it has its picture."""
-    left = iter(wanted)
+class Client:
+    """Of one system. It is asked for several pictures at once where it takes `n`."""
 
-    async def keep_asking(client: httpx.AsyncClient) -> list[float | None]:
-        return [await _ask(client, request) for request in left]
+    def __init__(self, url: str, *, takes_n: bool) -> None:
+        self._url, self._takes_n = url, takes_n
 
-    async with _client(url) as client:
-        started = time.perf_counter()
-        found = await asyncio.gather(*(keep_asking(client) for _ in range(concurrency)))
-        return _outcome([each for some in found for each in some], started)
+    async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
+        """So many callers, each of which asks again as soon as it has its pictures."""
+        left = iter(wanted)
+
+        async def keep_asking(http: httpx.AsyncClient) -> list[_Answer]:
+            return [await self._ask(http, call) for call in left]
+
+        async def ask_all(http: httpx.AsyncClient) -> list[_Answer]:
+            some = await asyncio.gather(*(keep_asking(http) for _ in range(concurrency)))
+            return [answer for each in some for answer in each]
+
+        return await self._measured(ask_all)
+
+    async def open_loop(self, arrivals: Sequence[Arrival]) -> Outcome:
+        """They come when they come, whatever became of those before."""
+        begun = time.perf_counter()
+
+        async def come(http: httpx.AsyncClient, arrival: Arrival) -> _Answer:
+            await asyncio.sleep(begun + arrival.at_s - time.perf_counter())
+            return await self._ask(http, arrival.call)
+
+        return await self._measured(
+            lambda http: asyncio.gather(*(come(http, arrival) for arrival in arrivals))
+        )
+
+    async def _measured(
+        self, work: "Callable[[httpx.AsyncClient], Awaitable[list[_Answer]]]"
+    ) -> Outcome:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=self._url, timeout=900, limits=limits) as http:
+            begun = time.perf_counter()
+            answers = await work(http)
+            seconds = time.perf_counter() - begun
+        good = [answer for answer in answers if answer.is_good]
+        return Outcome(
+            latencies_s=[answer.seconds for answer in good],
+            num_pictures=sum(answer.num_pictures for answer in good),
+            num_failed=len(answers) - len(good),
+            seconds=seconds,
+        )
+
+    async def _ask(self, http: httpx.AsyncClient, call: Call) -> "_Answer":
+        begun, number = time.perf_counter(), call.get("n", 1)
+        one = {name: value for name, value in call.items() if name != "n"}
+        bodies = [one | {"seed": one["seed"] + i} for i in range(number)]
+        if self._takes_n:
+            bodies = [call]
+        responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
+        is_good = all(response.status_code == 200 for response in responses)
+        return _Answer(is_good, number, time.perf_counter() - begun)
 
 
-async def open_loop(url: str, arrivals: Sequence[Arrival]) -> Outcome:
-    """Requests come when they come, whatever became of those before."""
-    async with _client(url) as client:
-        started = time.perf_counter()
-
-        async def come(arrival: Arrival) -> float | None:
-            await asyncio.sleep(started + arrival.at_s - time.perf_counter())
-            return await _ask(client, arrival.request)
-
-        return _outcome(await asyncio.gather(*map(come, arrivals)), started)
-
-
-def _client(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=url, timeout=900, limits=limits)
-
-
-async def _ask(client: httpx.AsyncClient, request: Request) -> float | None:
-    """Seconds until the picture is there; None where none came."""
-    started = time.perf_counter()
-    response = await client.post("/imagine", json=request)
-    return time.perf_counter() - started if response.status_code == 200 else None
-
-
-def _outcome(found: Sequence[float | None], started: float) -> Outcome:
-    latencies = [each for each in found if each is not None]
-    return Outcome(latencies, len(found) - len(latencies), time.perf_counter() - started)
+@dataclass(frozen=True)
+class _Answer:
+    is_good: bool
+    num_pictures: int
+    seconds: float
