@@ -104,18 +104,22 @@ def for_sampling(model: Denoiser) -> Denoiser:
 def _loss(
     model: Denoiser, tokenizer: CLIPTokenizer, data: Latents, batch: int, chance: Random
 ) -> Tensor:
-    """Of a batch of random rows, with objects weighing more."""
+    """Of a batch of random rows."""
     rows = [chance.randrange(len(data.seeds)) for _ in range(batch)]
     latents, things = data.tensors(rows)
     words = [caption(data.scene(row), chance) for row in rows]
     tokens = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    weights = 1 + _THING_WEIGHT * things
-    errors = velocity_loss(lambda noisy, timesteps: model(noisy, timesteps, tokens), latents)
-    return (weights * errors).mean()
+    return velocity_loss(lambda noisy, timesteps: model(noisy, timesteps, tokens), latents, things)
 
 
-def velocity_loss(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor) -> Tensor:
-    """The squared error of each latent's velocity, at timesteps that cover all evenly."""
+def velocity_loss(
+    predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, things: Tensor | None = None
+) -> Tensor:
+    """The squared error of the latents' velocities, at timesteps that cover all evenly.
+
+    What is of `things` weighs more, the more of the picture the noise leaves: in much noise, where
+    an object could be anywhere, the weight would draw it everywhere.
+    """
     batch = len(latents)
     moments = (torch.arange(batch) + torch.rand(batch)) / batch
     if latents[0, 0].numel() >= _LARGE_LATENT:
@@ -127,5 +131,8 @@ def velocity_loss(predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor) 
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
     with torch.autocast("cpu", torch.bfloat16):
         predicted = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps)
-    errors: Tensor = (predicted.float() - velocity) ** 2
-    return errors
+    errors = (predicted.float() - velocity) ** 2
+    if things is not None:
+        errors = errors * (1 + _THING_WEIGHT * signal * things)
+    loss: Tensor = errors.mean()
+    return loss

@@ -67,9 +67,7 @@ def _loss(pipeline: DiffusionPipeline, style: str, chance: Random) -> Tensor:
     with torch.no_grad():
         latents = encode(pipeline.vae, as_tensor(painted))
         hidden = pipeline.encode_prompt(words, "cpu", 1, False)[0]
-    return velocity_loss(
-        lambda noisy, time: pipeline.unet(noisy, time, hidden).sample, latents
-    ).mean()
+    return velocity_loss(lambda noisy, time: pipeline.unet(noisy, time, hidden).sample, latents)
 
 
 def _save(pipeline: DiffusionPipeline, file: Path) -> None:
