@@ -8,6 +8,7 @@ the first pictures are saved beside it.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -135,7 +136,7 @@ def judge(
                 colour = COLOURS[int(found[_colour_of(thing.kind)].argmax())]
                 right["its colour"].append(colour == thing.colour)
         right["no other"].append(not any(seen.values()))
-    return {name: sum(each) / len(each) for name, each in right.items()}
+    return {name: sum(each) / len(each) if each else math.nan for name, each in right.items()}
 
 
 def _print_row(

@@ -35,8 +35,7 @@ class Schedule:
 class Optimizer:
     """Muon for the hidden matrices, AdamW for all else.
 
-    Muon took a tenth of AdamW's steps here to the same reconstruction error. torch's takes matrices
-    alone, so convolutions are shown to it as views of two dimensions.
+    torch's Muon takes matrices alone, so convolutions are shown to it as views of two dimensions.
     """
 
     def __init__(self, module: nn.Module, schedule: Schedule, outer: tuple[str, ...]) -> None:
