@@ -1,7 +1,7 @@
 """Train the bundled model from nothing: python -m models.postcard.training --help
 
-Every stage goes on where it stopped. On two cores (EPYC, AVX512-BF16) the autoencoder takes 20 minutes,
-drawing the scenes a quarter of an hour, and the denoiser some three and a half hours.
+Every stage goes on where it stopped. On two cores (EPYC, AVX512-BF16) the autoencoder takes 20
+minutes, drawing the scenes a quarter of an hour, and the denoiser some three and a half hours.
 """
 
 import argparse
