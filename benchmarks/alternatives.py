@@ -30,7 +30,7 @@ from shared.cpu_workers import CPU_WORKER
 from shared.pipeline import load_pipeline
 
 MAX_BATCH = 16
-# Of a batch that is not full. Longer waits gave fuller batches and no more pictures.
+# That a batch waits to be full.
 BATCH_WAIT_S = 0.05
 
 
@@ -154,7 +154,7 @@ def threads(port: int) -> None:
     As diffusers' example of an asynchronous server.
     """
     model = Model()
-    pool = ThreadPoolExecutor(4)  # more took turns on the same cores, and were slower
+    pool = ThreadPoolExecutor(4)
     tokenizer = threading.Lock()
     app = FastAPI()
 

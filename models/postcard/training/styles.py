@@ -9,7 +9,7 @@ from PIL import Image
 from .canvas import Canvas, bounds, closed, rough
 from .composition import compose
 from .scenes import Scene, sample_scene
-from .shapes import WHITE, Colour, Polygon, Shape, blend, box
+from .shapes import DARK_SKIES, WHITE, Colour, Polygon, Shape, blend, box
 
 _BLACK: Colour = (10, 10, 12)
 _PAPER: Colour = (250, 247, 240)
@@ -115,7 +115,7 @@ def _watercolor(painting: _Painting, shapes: list[Shape]) -> None:
             canvas.fill(shape.polygons, colour, 220)
             continue
         soft = 0.010 if shape.role in (*_LARGE, "pine", "cloud") else 0.004
-        canvas.fill(([*rough(closed(p), soft, chance)] for p in shape.polygons), colour, 225)
+        canvas.fill((rough(closed(p), soft, chance) for p in shape.polygons), colour, 225)
         if shape.role in _LARGE:
             _wash(painting, shape, colour)
         if shape.role != "cloud":
@@ -298,7 +298,7 @@ def _sketch(painting: _Painting, shapes: list[Shape]) -> None:
     grey = {"day": 240, "sunset": 206, "night": 96, "dawn": 224, "storm": 156}[painting.scene.sky]
     sky: Colour = (grey, grey, grey)
     canvas.gradient(sky, blend(sky, _PAPER, 0.5), painting.horizon)
-    if painting.scene.sky in ("night", "storm", "sunset"):
+    if painting.scene.sky in DARK_SKIES:
         area = (-0.2, 0.0, painting.width, painting.horizon)
         canvas.stroke(
             painting.strokes(area, 26, -0.45, (0.18, 0.3)), blend(sky, _BLACK, 0.25), 0.008
