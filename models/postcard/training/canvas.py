@@ -1,6 +1,7 @@
 """Drawing on Pillow in units of the short side, smooth by drawing larger."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
 
@@ -38,6 +39,17 @@ class Canvas:
         pixels = max(1, round(width * self._scale))
         for line in lines:
             self._draw.line(self._pixels(line), (*_rgb(colour), alpha), pixels, joint="curve")
+
+    @contextmanager
+    def outlined(
+        self, lines: Sequence[Sequence[Point]], colour: Colour, width: float
+    ) -> Iterator[None]:
+        """A line around what is filled within: of several polygons, around all together."""
+        if len(lines) > 1:  # the fill will cover the inner half, and what is between them
+            self.stroke(lines, colour, 2 * width)
+        yield
+        if len(lines) == 1:
+            self.stroke(lines, colour, width)
 
     def within(self, polygons: Iterable[Polygon], other: "Canvas") -> None:
         """Copy what the other canvas has inside of the polygons."""

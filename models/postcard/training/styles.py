@@ -185,23 +185,24 @@ def _bold(painting: _Painting, shape: Shape, mountain: Colour) -> None:
         return
     outlines = [rough(closed(polygon), 0.007, chance) for polygon in shape.polygons]
     wide = 0.020 if shape.role in (*_LARGE, "thing", "light") else 0.014
-    if len(outlines) > 1:  # so that the line runs around all of them
-        canvas.stroke(outlines, _BLACK, 2 * wide)
-    canvas.fill(outlines, colour)
-    if shape.role in _LARGE:
-        layer = canvas.copy()
-        for line in painting.strokes(bounds(shape.polygons), 7, 0.2, (0.1, 0.3)):
-            other = chance.choice((WHITE, _BLACK, *_BOLD[:2]))
-            layer.stroke(
-                [rough(line, 0.01, chance)],
-                blend(colour, other, chance.uniform(0.15, 0.4)),
-                chance.uniform(0.02, 0.045),
-            )
-        canvas.within(outlines, layer)
-    if len(outlines) == 1:
-        canvas.stroke(outlines, _BLACK, wide)
-        if shape.role in ("mountain", "thing", "light"):
-            canvas.stroke([rough(closed(shape.polygons[0]), 0.012, chance)], _BLACK, 0.006)
+    with canvas.outlined(outlines, _BLACK, wide):
+        canvas.fill(outlines, colour)
+        if shape.role in _LARGE:
+            _dabs(painting, outlines, colour)
+    if len(outlines) == 1 and shape.role in ("mountain", "thing", "light"):
+        canvas.stroke([rough(closed(shape.polygons[0]), 0.012, chance)], _BLACK, 0.006)
+
+
+def _dabs(painting: _Painting, area: list[Polygon], colour: Colour) -> None:
+    layer, chance = painting.canvas.copy(), painting.chance
+    for line in painting.strokes(bounds(area), 7, 0.2, (0.1, 0.3)):
+        other = chance.choice((WHITE, _BLACK, *_BOLD[:2]))
+        layer.stroke(
+            [rough(line, 0.01, chance)],
+            blend(colour, other, chance.uniform(0.15, 0.4)),
+            chance.uniform(0.02, 0.045),
+        )
+    painting.canvas.within(area, layer)
 
 
 def _zigzags(painting: _Painting) -> None:
@@ -273,12 +274,13 @@ def _neon(painting: _Painting, shapes: list[Shape]) -> None:
             continue
         dark = blend((8, 6, 20), colour, 0.45 if shape.role in ("thing", "light") else 0.12)
         lines = [closed(polygon) for polygon in shape.polygons]
-        for layer, area, width in ((canvas, dark, 0.0125), (glow, (0, 0, 0), 0.030)):
-            if len(lines) > 1:
-                layer.stroke(lines, colour, 2 * width)
-            layer.fill(shape.polygons, area)
-            if len(lines) == 1:
-                layer.stroke(lines, blend(colour, WHITE, 0.2) if layer is canvas else colour, width)
+        bright = blend(colour, WHITE, 0.2)
+        for layer, area, tube, width in (
+            (canvas, dark, bright, 0.0125),
+            (glow, (0, 0, 0), colour, 0.030),
+        ):
+            with layer.outlined(lines, tube, width):
+                layer.fill(shape.polygons, area)
     glow.blur(0.016)
     canvas.add_light(glow)
 
@@ -314,21 +316,19 @@ def _sketch(painting: _Painting, shapes: list[Shape]) -> None:
             canvas.fill(shape.polygons, pencil if shape.role in ("star", "flake") else (96, 96, 98))
             continue
         lines = [rough(closed(polygon), 0.0035, chance) for polygon in shape.polygons]
-        if len(lines) > 1:
-            canvas.stroke(lines, (52, 52, 56), 0.018)
-        canvas.fill(shape.polygons, pencil)
-        if shape.role in ("mountain", "shade", "hill", "furrow", "water", "pine"):
-            layer = canvas.copy()
-            left, top, right, bottom = bounds(shape.polygons)
-            number = round((right - left) / 0.03)
-            layer.stroke(
-                painting.strokes((left - 0.1, top, right, bottom), number, -1.1, (0.08, 0.12)),
-                blend(pencil, _BLACK, 0.4),
-                0.007,
-            )
-            canvas.within(shape.polygons, layer)
-        if len(lines) == 1:
-            canvas.stroke(lines, (52, 52, 56), 0.010)
+        with canvas.outlined(lines, (52, 52, 56), 0.010):
+            canvas.fill(shape.polygons, pencil)
+            if shape.role in ("mountain", "shade", "hill", "furrow", "water", "pine"):
+                _hatching(painting, shape, blend(pencil, _BLACK, 0.4))
+
+
+def _hatching(painting: _Painting, shape: Shape, colour: Colour) -> None:
+    layer = painting.canvas.copy()
+    left, top, right, bottom = bounds(shape.polygons)
+    number = round((right - left) / 0.03)
+    lines = painting.strokes((left - 0.1, top, right, bottom), number, -1.1, (0.08, 0.12))
+    layer.stroke(lines, colour, 0.007)
+    painting.canvas.within(shape.polygons, layer)
 
 
 def _lines(painting: _Painting, shapes: list[Shape], ground: Colour, ink: Colour) -> None:
@@ -341,11 +341,9 @@ def _lines(painting: _Painting, shapes: list[Shape], ground: Colour, ink: Colour
             continue
         lines = [closed(polygon) for polygon in shape.polygons]
         wide = 0.011 if shape.role in (*_LARGE, "thing", "light") else 0.007
-        if len(lines) > 1:
-            canvas.stroke(lines, ink, 2 * wide)
-        canvas.fill(shape.polygons, blend(ground, ink, 0.5 if shape.role == "thing" else 0.06))
-        if len(lines) == 1:
-            canvas.stroke(lines, ink, wide)
+        inside = blend(ground, ink, 0.5 if shape.role == "thing" else 0.06)
+        with canvas.outlined(lines, ink, wide):
+            canvas.fill(shape.polygons, inside)
 
 
 def _blueprint(painting: _Painting, shapes: list[Shape]) -> None:
