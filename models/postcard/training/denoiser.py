@@ -22,7 +22,7 @@ _LARGE_LATENT = 48 * 48
 
 @dataclass(frozen=True)
 class Bucket:
-    """How many pictures of a size make a batch, and how often: in the first third, and later."""
+    """How many pictures of a size make a batch, and how often: in the first quarter, and later."""
 
     batch: int
     early: float
@@ -82,7 +82,7 @@ def train_denoiser(
     def loss_at(step: int) -> Tensor:
         chance = Random(f"batch {step}")
         weights = [
-            bucket.early if 3 * step < schedule.steps else bucket.late
+            bucket.early if 4 * step < schedule.steps else bucket.late
             for bucket in buckets.values()
         ]
         (size,) = chance.choices(list(buckets), weights)
