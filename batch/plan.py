@@ -56,6 +56,7 @@ class RunSettings(Settings):
     limit: PositiveInt | None = None
     model: ModelProfile
     dtype: str
+    compile: bool = False
     seed: int
     num_images_per_prompt: PositiveInt = 1
     shard_rows: PositiveInt

@@ -42,7 +42,7 @@ def replayable(data: bytes) -> Provenance:
     return provenance
 
 
-def replay(data: bytes, model: ModelConfig) -> Replay:
+def replay(data: bytes, model: ModelConfig, engine: EngineConfig) -> Replay:
     """Render the picture in a file again. Raises NotReplayable or ModelUnavailable."""
     provenance = replayable(data)
     request = provenance.request
@@ -57,7 +57,7 @@ def replay(data: bytes, model: ModelConfig) -> Replay:
             f"it was made with the weights {provenance.model_fingerprint}, and {model.name} has "
             f"{there}"
         )
-    with Renderer(model, EngineConfig()) as renderer:
+    with Renderer(model, engine) as renderer:
         made = asyncio.run(renderer.render(request)).data
     return Replay(made == data, _max_difference(made, data))
 

@@ -1,6 +1,7 @@
 """Milliseconds per row of a UNet forward and of a decode, for each number of rows and size.
 
 python benchmarks/rows.py --sizes 128 256
+python benchmarks/rows.py --sizes 128 256 --compile
 """
 
 import argparse
@@ -13,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from shared.config import ModelConfig
+from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.pipeline import load_pipeline
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)
@@ -25,8 +27,11 @@ def main() -> None:
     parser.add_argument("--model", default="postcard")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 640])
+    parser.add_argument("--compile", action="store_true", help="the denoiser")
     options = parser.parse_args()
     pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
+    if options.compile:
+        pipeline.unet.compile(dynamic=True)
     print(f"{pipeline.dtype} on {pipeline.device}, {torch.get_num_threads()} threads")
     for size in options.sizes:
         for name, forward in forwards(pipeline, size // pipeline.vae_scale_factor).items():
@@ -60,4 +65,5 @@ def milliseconds(forward: Callable[[int], Any], rows: int) -> float:
 
 
 if __name__ == "__main__":
+    restart_with(CPU_WORKER)
     main()

@@ -10,9 +10,7 @@ python benchmarks/saturation.py --sizes 128 256
 
 import argparse
 import functools
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from shared.config import ModelConfig
-from shared.cpu_workers import CPU_WORKER
+from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine import DenoiseEngine
 from shared.engine.calls import replaced
 from shared.pipeline import load_pipeline
@@ -113,8 +111,5 @@ def in_thread(work: Callable[[], float]) -> float:
 
 
 if __name__ == "__main__":
-    # malloc reads its settings when a process starts.
-    if os.environ.keys() >= CPU_WORKER.keys():
-        main()
-    else:
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | CPU_WORKER)
+    restart_with(CPU_WORKER)
+    main()

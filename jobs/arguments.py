@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from batch.image_store import Format
-from shared.arguments import add_adapter, pair
+from shared.arguments import add_adapter, add_compile, pair
 from shared.config import RequestDefaults
 
 _DESCRIPTION = """
@@ -42,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--replay", metavar="IMAGE", help="only render this PNG file of ours again, and compare")
     add("--model", help="bundled name, local folder or hub id (postcard)")
     add_adapter(parser)
+    add_compile(parser)
     add("--device", default="auto", help="torch's name of the device (%(default)s)")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="of weights (auto)")
     add(

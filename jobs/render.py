@@ -105,7 +105,7 @@ def _dry_run(options: argparse.Namespace) -> int:
             start_ray()
             workers = _workers(options)
             print("Rendering a sample on one engine ...", flush=True)
-            found = estimate(plan, output, _make_renderer(model), workers)
+            found = estimate(plan, output, _make_renderer(model, options), workers)
             print(
                 f"{found.num_sampled} pictures took {duration(found.sample_s)}; all "
                 f"{plan.num_planned} will take about {duration(found.render_s)} on "
@@ -122,7 +122,7 @@ def _replay(options: argparse.Namespace) -> int:
     made = replayable(data)
     model = _model(options, name=made.model, dtype=made.dtype)
     print(f"{made.request.prompt!r}, seed {made.request.seed}, by {model.name} in {made.dtype}")
-    result = replay(data, model)
+    result = replay(data, model, _engine(options))
     if result.same_bytes:
         print(f"The same {len(data)} bytes")
         return ALL_RENDERED
@@ -156,8 +156,12 @@ def _model(
     return absolute(model)
 
 
-def _make_renderer(model: ModelConfig) -> Callable[[], ImageRenderer]:
-    return partial(Renderer, model, EngineConfig())
+def _engine(options: argparse.Namespace) -> EngineConfig:
+    return EngineConfig(compile=options.compile)
+
+
+def _make_renderer(model: ModelConfig, options: argparse.Namespace) -> Callable[[], ImageRenderer]:
+    return partial(Renderer, model, _engine(options))
 
 
 def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder) -> Plan:
@@ -170,6 +174,7 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
         num_images_per_prompt=options.num_images_per_prompt,
         model=describe_model(model),
         dtype=model.dtype,
+        compile=options.compile,
         seed=options.seed,
         shard_rows=options.shard_rows,
         format=options.format,
@@ -197,7 +202,8 @@ def _render(
         flush=True,
     )
     ledger = start_ledger()
-    job = Job(output.location, plan.settings.format, _make_renderer(model), options.retry_failed)
+    make_renderer = _make_renderer(model, options)
+    job = Job(output.location, plan.settings.format, make_renderer, options.retry_failed)
     with Progress(sum(pending.values()), partial(_counts, ledger)).shown():
         for _ in render_shards([*pending], job, workers, ledger):
             pass

@@ -27,6 +27,14 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the denoiser first: a minute or two, seconds from the second time on",
+    )
+
+
 def _adapter(text: str) -> tuple[str, Path]:
     name, file = pair(text)
     try:

@@ -45,8 +45,9 @@ class ModelConfig(Settings):
     """Which checkpoint to load and how. A plain string is its name.
 
     `name` is a bundled model ("postcard"), a local folder in diffusers' layout, or a hub id.
-    `device` is torch's name or "auto" (CUDA, else MPS, else CPU). `dtype` "auto" is float32 on a
-    CPU, where it is exact, and bfloat16 or float16 on an accelerator. `adapters` are the LoRA
+    `device` is torch's name or "auto" (CUDA, else MPS, else CPU). `dtype` "auto" is bfloat16
+    on an accelerator and on a CPU that computes in it (AVX512-BF16, AMX), float32 on another CPU
+    and float16 on another accelerator. `adapters` are the LoRA
     adapters that requests may ask for: local safetensors files by name.
     """
 
@@ -74,7 +75,9 @@ class EngineConfig(Settings):
     `max_pixels_per_decode` one of the autoencoder's; 0 decodes picture by picture.
 
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
-    in any company. `max_prompt_cache_bytes` bounds the encoded prompts that are kept.
+    in any company. With `compile`, the denoiser is compiled when the model is loaded (a minute or
+    two; some seconds from the second time on). `max_prompt_cache_bytes` bounds the encoded prompts
+    that are kept.
     """
 
     max_in_flight: PositiveInt = 16
@@ -83,4 +86,5 @@ class EngineConfig(Settings):
     max_pixels_per_forward: PositiveInt = 16 * 256 * 256
     max_pixels_per_decode: NonNegativeInt = 0
     byte_identical: bool = True
+    compile: bool = False
     max_prompt_cache_bytes: NonNegativeInt = 256 * 2**20

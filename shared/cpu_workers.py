@@ -1,5 +1,9 @@
 """Environment of processes that compute on a CPU; each setting's worth is in docs/decisions.md."""
 
+import os
+import sys
+from collections.abc import Mapping
+
 # glibc's malloc keeps what is freed, and does so in its one arena: those of other threads cannot
 # hold what is larger than 64 MiB. A forward frees hundreds of large activations and asks for the
 # same ones again; each time that they went back to the system meanwhile, it clears their pages
@@ -16,3 +20,9 @@ KEEP_FREED_MEMORY = {
 SLEEP_BETWEEN_FORWARDS = {"GOMP_SPINCOUNT": "10000"}
 
 CPU_WORKER = KEEP_FREED_MEMORY | SLEEP_BETWEEN_FORWARDS
+
+
+def restart_with(settings: Mapping[str, str]) -> None:
+    """Run this program anew if it lacks these: malloc and libgomp read theirs when it starts."""
+    if not settings.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)

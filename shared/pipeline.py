@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
+from torch import nn
 
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
@@ -34,6 +35,8 @@ def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
                 trust_remote_code=False,
             ).to(device)
             _load_adapters(pipeline, config.adapters)
+            if device.type == "cpu" and getattr(pipeline, "vae", None) is not None:
+                _put_channels_last(pipeline.vae)
             return pipeline
     except (OSError, ValueError) as error:
         raise ModelUnavailable(f"cannot load {config.name}: {error}") from error
@@ -67,6 +70,16 @@ def _load_adapter(pipeline: DiffusionPipeline, name: str, file: Path) -> None:
         raise ModelUnavailable(f"adapter {name}: {file} has no weights for this model")
 
 
+def _put_channels_last(vae: nn.Module) -> None:
+    """As a CPU's convolutions want their weights: it decodes 1.2 to 1.4 times as fast then.
+
+    Not so the denoiser, whose rows would depend on their company (docs/decisions.md).
+    """
+    # Convolutions over frames too have weights of five dimensions, which cannot be so.
+    if all(weight.ndim < 5 for weight in vae.parameters()):
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Keep the loading thread from starting a team of OpenMP workers.
@@ -96,6 +109,8 @@ def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype
     if device.type == "cpu":
-        return torch.float32
+        abilities = torch.cpu.get_capabilities()
+        in_hardware = abilities.get("avx512_bf16") or abilities.get("amx_bf16")
+        return torch.bfloat16 if in_hardware else torch.float32
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if bfloat16 else torch.float16

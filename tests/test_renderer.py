@@ -24,7 +24,7 @@ from tests.small_models import (
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[Renderer]:
-    with Renderer(ModelConfig(), EngineConfig()) as renderer:
+    with Renderer(ModelConfig(dtype="float32"), EngineConfig()) as renderer:
         yield renderer
 
 
@@ -92,7 +92,7 @@ def test_sdxl_through_the_renderer_is_diffusers_own_picture(tmp_path: Path) -> N
     pipeline.save_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(1)
     expected = pipeline("twin peaks", num_inference_steps=4, generator=generator).images[0]
-    with Renderer(ModelConfig(name=str(tmp_path)), EngineConfig()) as renderer:
+    with Renderer(ModelConfig(name=str(tmp_path), dtype="float32"), EngineConfig()) as renderer:
         defaults = {"prompt": "twin peaks", "num_inference_steps": 4}
         request = renderer.profile.canonical(ImageRequest(**defaults), seed=1)
         rendered = asyncio.run(renderer.render(request.model_copy(update={"guidance_scale": 5.0})))

@@ -106,9 +106,9 @@ def test_what_has_no_line_per_row_is_shared_by_nobody(unet: UNet2DConditionModel
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 2])
 def test_company_changes_no_bit(unet: UNet2DConditionModel, rows: int) -> None:
-    rule = default_rule(unet.device)
     with rows_kept_apart(unet):
         mine = call(unet, rows, seed=99)
+        rule = default_rule(mine)
         ((expected,),) = step_batch.forward([mine], rule)
         for company in range(1, MAX_COMPANY):
             others = [call(unet, 1, seed) for seed in range(company)]

@@ -58,8 +58,8 @@ class _Request:
     parked: "_Parked | None" = None  # None: not started, or just ended
     num_forwards: int = 0
     num_shared_forwards: int = 0
-    # Where its calls are not to be rendered but to find row rules with: the rules found.
-    found_rules: dict[str, RowRule] | None = None
+    # What is to be done with each of its calls, before it is run.
+    examine: Callable[[StepCall], None] | None = None
 
     @property
     def pixels(self) -> int:
@@ -184,6 +184,15 @@ class DenoiseEngine:
         self._enqueue(request)
         return request.ticket
 
+    def compile(self, **pipeline_kwargs: Any) -> None:
+        """Compile the denoiser for arguments as a small request with these has them.
+
+        Its width and height have to differ, since sizes that are equal are taken to be so always.
+        Row rules have to be searched after it. Blocks until it is done: a minute or two, or some
+        seconds where torch finds it on disk. Raises what torch's compiler raises.
+        """
+        self._examine(self._forwards.compile, pipeline_kwargs)
+
     def find_row_rules(self, **pipeline_kwargs: Any) -> dict[str, RowRule]:
         """Search the row rules of this device by a small request, use them, and return them.
 
@@ -191,6 +200,17 @@ class DenoiseEngine:
         arguments, or not at all. Blocks until it is done.
         """
         rules: dict[str, RowRule] = {}
+
+        def find(call: StepCall) -> None:
+            rules[type(call.call.module).__name__] = self._forwards.find_rule(call)
+
+        self._examine(find, pipeline_kwargs)
+        return rules
+
+    def _examine(
+        self, examine: Callable[[StepCall], None], pipeline_kwargs: dict[str, Any]
+    ) -> None:
+        """Render, and in the engine's thread look at each of its calls before it is run."""
         request = _Request(
             ticket=Ticket(self._thread),
             pipeline=self._pipeline,
@@ -202,11 +222,10 @@ class DenoiseEngine:
             on_step=None,
             expected=expected_work(self._pipeline, pipeline_kwargs),
             submitted_at=time.perf_counter(),
-            found_rules=rules,
+            examine=examine,
         )
         self._enqueue(request)
         request.ticket.result()
-        return rules
 
     def counters(self) -> EngineCounters:
         """A snapshot of what the engine has done."""
@@ -432,8 +451,8 @@ class DenoiseEngine:
 
     def _park(self, request: _Request, call: ModuleCall) -> None:
         step = step_batch.describe(call)
-        if request.found_rules is not None and step.rows:
-            request.found_rules[type(call.module).__name__] = self._forwards.find_rule(step)
+        if request.examine and step.rows:
+            request.examine(step)
         if step.kind == "denoise" and step.rows:
             expected = request.expected
             self._rows_per_picture[expected.guided] = max(1, step.rows // expected.pictures)

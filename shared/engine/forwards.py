@@ -7,9 +7,13 @@ import torch
 
 from shared.config import EngineConfig
 from shared.engine import step_batch
+from shared.engine.compiled import Compilable
 from shared.engine.row_invariance import default_rule, find_rule
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
+
+# Unlike any size of the arguments beside it, so that it is compiled as a size of its own.
+_COMPILED_ROWS = 10
 
 
 class Forwards:
@@ -54,6 +58,12 @@ class Forwards:
         half = len(calls) // 2
         return [*self.run(calls[:half]), *self.run(calls[half:])]
 
+    def compile(self, call: StepCall) -> None:
+        """Compile the call's module; what it raises is the compiler's."""
+        method = call.call.method
+        if isinstance(method, Compilable):  # a decode is not
+            method.compile(lambda: step_batch.forward_copies(call, _COMPILED_ROWS))
+
     def find_rule(self, call: StepCall) -> RowRule:
         """Search the rule of the call's module on this device, and keep to it from now on."""
         rule = self._rules[id(call.call.module)] = find_rule(call)
@@ -67,7 +77,7 @@ class Forwards:
             return RowRule()
         module = call.call.module
         if id(module) not in self._rules:
-            self._rules[id(module)] = default_rule(next(module.parameters()).device)
+            self._rules[id(module)] = default_rule(call)
         return self._rules[id(module)]
 
     def _rows_that_fit(self, call: StepCall) -> int | None:

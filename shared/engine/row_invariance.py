@@ -37,13 +37,20 @@ _MOST_LINES = 64  # beyond, the lines are tokens and not rows
 COUNTS = (*range(1, 17), *range(18, 33, 2))
 
 
-def default_rule(device: torch.device) -> RowRule:
-    """On a CPU any number of rows but one (measured on three); elsewhere a guess, to be searched.
+def default_rule(call: StepCall) -> RowRule:
+    """On a CPU what was measured on three; elsewhere a guess, to be searched.
 
-    With a single thread, oneDNN has another algorithm for convolutions of 16 rows and more.
+    In bfloat16 any number will do. In float32 one row is another algorithm, and with a single
+    thread, oneDNN has another one for convolutions of 16 rows and more. Rows to decode go alone:
+    the GroupNorm of a module in channels_last cuts large rows where threads meet.
     """
-    if device.type != "cpu":
+    weight = next(call.call.module.parameters())
+    if weight.device.type != "cpu":
         return RowRule((4, 8, 16, 32))
+    if call.kind == "decode":
+        return RowRule((1,))
+    if weight.dtype == torch.bfloat16:
+        return RowRule()
     return RowRule(tuple(range(2, 16 if torch.get_num_threads() == 1 else 33)))
 
 
@@ -84,9 +91,14 @@ def _bits(tensor: Tensor) -> bytes:
 
 @contextmanager
 def rows_kept_apart(module: nn.Module) -> Iterator[None]:
-    """Within it, the module's layers give a row the same bits, as far as they can by themselves."""
+    """Within it, the module's layers give a row the same bits, as far as they can by themselves.
+
+    In bfloat16 on a CPU they do so already.
+    """
+    weight = next(module.parameters(), None)
+    does_so = weight is not None and (weight.device.type, weight.dtype) == ("cpu", torch.bfloat16)
     with ExitStack() as stack:
-        for layer in module.modules():
+        for layer in () if does_so else module.modules():
             if isinstance(layer, nn.Linear):
                 stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
             elif isinstance(layer, nn.SiLU | nn.GELU):
@@ -119,7 +131,7 @@ def _evenly(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """
 
     def activate(elements: Tensor) -> Tensor:
-        if elements.device.type != "cpu":
+        if elements.device.type != "cpu" or torch.compiler.is_compiling():
             return own(elements)
         elements = elements.contiguous()  # torch's choice of kernel depends on it
         unit = _VECTORS_BYTES // elements.element_size()

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from shared.engine.calls import PipelineRun, current_run, parking, replaced
+from shared.engine.compiled import compilable
 from shared.engine.declarations import arguments_of
 from shared.engine.prompt_cache import PromptCache, caching
 from shared.engine.row_invariance import rows_kept_apart
@@ -44,6 +45,7 @@ def take_over(
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
             elif byte_identical:
                 stack.enter_context(rows_kept_apart(module))
+            stack.enter_context(compilable(module))
             stack.enter_context(parking(module))
         vae = getattr(pipeline, "vae", None)
         if vae is not None:

@@ -6,8 +6,6 @@ minutes, drawing the scenes a quarter of an hour, and the denoiser some three an
 
 import argparse
 import copy
-import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTokenizer
 
-from shared.cpu_workers import KEEP_FREED_MEMORY
+from shared.cpu_workers import KEEP_FREED_MEMORY, restart_with
 
 from .autoencoder import train_autoencoder
 from .denoiser import Denoiser, for_sampling, train_denoiser
@@ -29,7 +27,7 @@ from .trainer import Schedule
 
 def main() -> None:
     options = _parse()
-    _keep_freed_memory()
+    restart_with(KEEP_FREED_MEMORY)  # a step at 640 px takes a quarter less then
     torch.set_num_threads(options.threads)
     recipe, run = TINY if options.tiny else FULL, options.run
     run.mkdir(parents=True, exist_ok=True)
@@ -40,13 +38,6 @@ def main() -> None:
     denoiser = train_denoiser(run, tokenizer, data, recipe.buckets, recipe.denoiser, show)
     export(assemble(tokenizer, autoencoder, for_sampling(denoiser)), run / "postcard")
     print(f"The model is in {run / 'postcard'}: make serve MODEL={run / 'postcard'}")
-
-
-def _keep_freed_memory() -> None:
-    """Start anew with the allocator's settings: a step at 640 px takes a quarter less then."""
-    if not KEEP_FREED_MEMORY.items() <= os.environ.items():
-        again = [sys.executable, "-m", __package__, *sys.argv[1:]]
-        os.execve(sys.executable, again, os.environ | KEEP_FREED_MEMORY)
 
 
 def _tokenizer(run: Path) -> CLIPTokenizer:
