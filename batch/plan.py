@@ -17,7 +17,7 @@ from batch.image_store import Format
 from batch.output_folder import OutputFolder
 from batch.prompts import REPEATS, InputFile, PromptTable
 from batch.records import PLAN_SCHEMA, REJECTED_SCHEMA, PlannedImage, beside, to_table
-from shared.config import Settings
+from shared.config import Compiler, Settings
 from shared.errors import InvalidRequest
 from shared.model_profile import ModelProfile
 from shared.request import MAX_SEED, canonical_json, parse, parse_request
@@ -56,7 +56,7 @@ class RunSettings(Settings):
     limit: PositiveInt | None = None
     model: ModelProfile
     dtype: str
-    compile: bool = False
+    compile: Compiler | None = None
     seed: int
     num_images_per_prompt: PositiveInt = 1
     shard_rows: PositiveInt

@@ -1,20 +1,22 @@
 """Milliseconds per row of a UNet forward and of a decode, for each number of rows and size.
 
 python benchmarks/rows.py --sizes 128 256
-python benchmarks/rows.py --sizes 128 256 --compile
+python benchmarks/rows.py --sizes 128 256 --compile openvino
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from shared.config import ModelConfig
+from shared.arguments import add_compile
+from shared.config import Compiler, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
+from shared.engine.compiled import compilable
 from shared.pipeline import load_pipeline
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)
@@ -27,13 +29,33 @@ def main() -> None:
     parser.add_argument("--model", default="postcard")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 640])
-    parser.add_argument("--compile", action="store_true", help="the denoiser")
+    add_compile(parser)
     options = parser.parse_args()
     pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
-    if options.compile:
-        pipeline.unet.compile(dynamic=True)
     print(f"{pipeline.dtype} on {pipeline.device}, {torch.get_num_threads()} threads")
-    for size in options.sizes:
+    with compilable(pipeline.unet, lambda: False):
+        if options.compile:
+            compile_(pipeline, options.compile)
+        report(pipeline, options.sizes)
+
+
+def compile_(pipeline: DiffusionPipeline, compiler: Compiler) -> None:
+    config = pipeline.unet.config
+    example = {
+        "sample": torch.randn(10, config.in_channels, 16, 32, dtype=pipeline.dtype),
+        "timestep": torch.full((10,), 500.0),
+        "encoder_hidden_states": torch.randn(
+            10, 77, config.cross_attention_dim, dtype=pipeline.dtype
+        ),
+        "return_dict": False,
+    }
+    started = time.perf_counter()
+    pipeline.unet.forward.compile(compiler, example)
+    print(f"compiled by {compiler} in {time.perf_counter() - started:.1f} s")
+
+
+def report(pipeline: DiffusionPipeline, sizes: Sequence[int]) -> None:
+    for size in sizes:
         for name, forward in forwards(pipeline, size // pipeline.vae_scale_factor).items():
             counts = [n for n in ROW_COUNTS if n * (size // 8) ** 2 <= MAX_LATENTS]
             cells = "  ".join(f"{n}: {milliseconds(forward, n) / n:.1f}" for n in counts)
@@ -48,7 +70,10 @@ def forwards(pipeline: DiffusionPipeline, side: int) -> dict[str, Callable[[int]
     time_of_row = torch.full((most,), 500.0, device=device)
     return {
         "unet": lambda n: pipeline.unet(
-            latents[:n], time_of_row[:n], encoder_hidden_states=text[:n]
+            sample=latents[:n],
+            timestep=time_of_row[:n],
+            encoder_hidden_states=text[:n],
+            return_dict=False,
         ),
         "decode": lambda n: pipeline.vae.decode(latents[:n]),
     }

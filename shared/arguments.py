@@ -1,11 +1,13 @@
 """Arguments that the command lines of both doors take."""
 
 import argparse
+import importlib.util
 from pathlib import Path
+from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.config import AdapterName
+from shared.config import AdapterName, Compiler
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -30,9 +32,20 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 def add_compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile",
-        action="store_true",
-        help="compile the denoiser first: a minute or two, seconds from the second time on",
+        type=_compiler,
+        nargs="?",
+        const="torch",
+        metavar="|".join(get_args(Compiler)),
+        help="compile the denoiser first, by torch if none is named (docs/engine.md)",
     )
+
+
+def _compiler(text: str) -> str:
+    if text not in get_args(Compiler):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(get_args(Compiler))}")
+    if importlib.util.find_spec(text) is None:
+        raise argparse.ArgumentTypeError(f"it is not installed: pip install {text}")
+    return text
 
 
 def _adapter(text: str) -> tuple[str, Path]:

@@ -3,7 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+# Who compiles the denoiser.
+Compiler = Literal["torch", "openvino"]
 
 # As peft takes them, and without the signs of a request's notation.
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -66,6 +77,10 @@ class ModelConfig(Settings):
         return {"name": value} if isinstance(value, str) else value
 
 
+def _default_compiler(value: Any) -> Any:
+    return {True: "torch", False: None}.get(value, value) if isinstance(value, bool) else value
+
+
 class EngineConfig(Settings):
     """How much the engine takes on at once, by priority: bulk work cannot use up online work's.
 
@@ -75,9 +90,9 @@ class EngineConfig(Settings):
     `max_pixels_per_decode` one of the autoencoder's; 0 decodes picture by picture.
 
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
-    in any company. With `compile`, the denoiser is compiled when the model is loaded (a minute or
-    two; some seconds from the second time on). `max_prompt_cache_bytes` bounds the encoded prompts
-    that are kept.
+    in any company. With `compile`, the denoiser is compiled when the model is loaded, by "torch"
+    (which true stands for) or "openvino" (docs/engine.md). `max_prompt_cache_bytes` bounds the
+    encoded prompts that are kept.
     """
 
     max_in_flight: PositiveInt = 16
@@ -86,5 +101,5 @@ class EngineConfig(Settings):
     max_pixels_per_forward: PositiveInt = 16 * 256 * 256
     max_pixels_per_decode: NonNegativeInt = 0
     byte_identical: bool = True
-    compile: bool = False
+    compile: Annotated[Compiler | None, BeforeValidator(_default_compiler)] = None
     max_prompt_cache_bytes: NonNegativeInt = 256 * 2**20

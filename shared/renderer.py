@@ -17,7 +17,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from shared.config import EngineConfig, ModelConfig
+from shared.config import Compiler, EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Step, Ticket
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, ImageBlocked, RenderFailed
 from shared.image_codec import encode
@@ -55,7 +55,7 @@ class Renderer:
         self._prompt_limit = PromptLimit(pipeline)
         self._engine = DenoiseEngine(pipeline, engine)
         if engine.compile:
-            self.compile()
+            self.compile(engine.compile)
         if engine.byte_identical and (engine.compile or pipeline.device.type != "cpu"):
             self.find_row_rules()
 
@@ -144,11 +144,13 @@ class Renderer:
         )
         self._submit(request, _Start()).result()
 
-    def compile(self) -> None:
-        """Compile the denoiser, by a picture half as wide as usual; raises what torch raises."""
+    def compile(self, compiler: Compiler) -> None:
+        """Compile the denoiser, by a picture half as wide as usual; raises what that raises."""
         usual, multiple = self.profile.defaults, self.profile.size_multiple
         width = max(multiple, usual.width // 2 // multiple * multiple)
-        self._engine.compile(prompt="a", width=width, height=usual.height, num_inference_steps=1)
+        self._engine.compile(
+            compiler, prompt="a", width=width, height=usual.height, num_inference_steps=1
+        )
 
     def find_row_rules(self) -> dict[str, RowRule]:
         """Search which row counts give equal bits here, for forwards that were not measured.

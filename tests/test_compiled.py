@@ -1,6 +1,7 @@
 """Compiled forwards: the same pictures, the same bytes in any company, nothing compiled later."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,60 +9,107 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from shared.config import Compiler, EngineConfig
 from shared.engine import DenoiseEngine
 from shared.engine.compiled import Compilable, compilable
 from tests.rendering import ONE_OF_255, mixed, stock
 
 
 class Wave(nn.Module):
-    """As the UNet: what it does depends on whether a size is even."""
+    """As a UNet: its Python looks at sizes, and odd ones take another way."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Conv2d(4, 4, 3, padding=1)
-        self.num_traced = 0
 
-    def forward(self, sample: Tensor) -> Tensor:
-        self.num_traced += 1
-        wave = torch.sin(self.layer(sample))
-        return wave * 2 if sample.shape[-1] % 2 else wave
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        wave = torch.sin(self.layer(sample)) * scale
+        if sample.shape[-1] % 2:
+            wave = wave[..., :-1]
+        return (wave.unflatten(-1, (2, -1)).sum(-2),)
 
 
-def test_a_module_is_compiled_once_for_all_sizes_and_rows() -> None:
-    module = Wave()
-    with compilable(module):
-        assert isinstance(module.forward, Compilable)
-        module.forward.compile(lambda: module(torch.randn(10, 4, 8, 12)))
-        module.num_traced = 0
+class FixedToItsFirstSize(Wave):
+    """What converters take from an example, and users do not expect."""
+
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        return (super().forward(sample)[0] + float(sample.shape[-1]),)
+
+
+@pytest.fixture(params=get_args(Compiler))
+def compiler(request: pytest.FixtureRequest) -> Compiler:
+    chosen: Compiler = request.param
+    return chosen
+
+
+@pytest.fixture
+def module() -> Iterator[nn.Module]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield Wave()
+
+
+def compile_(module: nn.Module, compiler: Compiler) -> None:
+    assert isinstance(module.forward, Compilable)
+    module.forward.compile(compiler, {"sample": torch.randn(10, 4, 8, 12), "scale": 2.0})
+
+
+def test_a_module_is_compiled_once_for_all_sizes_and_rows(
+    module: nn.Module, compiler: Compiler
+) -> None:
+    with compilable(module, lambda: False):
+        compile_(module, compiler)
         for rows, height, width in [(2, 8, 8), (3, 16, 20), (7, 9, 13)]:
             sample = torch.randn(rows, 4, height, width)
-            expected = Wave.forward(module, sample)
-            torch.testing.assert_close(module(sample), expected)
+            (expected,) = Wave.forward(module, sample, scale=2.0)
+            torch.testing.assert_close(module(sample=sample, scale=2.0), (expected,))
     assert "forward" not in vars(module)
 
 
-def test_what_cannot_be_compiled_says_so_and_runs_as_it_is() -> None:
-    module = Wave()
-    with compilable(module):
-        assert isinstance(module.forward, Compilable)
-        with pytest.raises(RuntimeError, match="expected input"):
-            module.forward.compile(lambda: module(torch.randn(10, 3, 8, 12)))
-        assert module(torch.randn(2, 4, 8, 8)).shape == (2, 4, 8, 8)
+def test_other_arguments_and_active_adapters_go_through_the_module(
+    module: nn.Module, compiler: Compiler
+) -> None:
+    sample, is_adapted = torch.randn(2, 4, 8, 8), False
+    with compilable(module, lambda: is_adapted):
+        compile_(module, compiler)
+        expected = Wave.forward(module, sample, 3.0)
+        torch.testing.assert_close(module(sample=sample, scale=3.0), expected)
+        is_adapted = True
+        with torch.no_grad():
+            module.layer.weight.mul_(-1)  # as an adapter changes what the module does
+        assert torch.equal(
+            module(sample=sample, scale=2.0)[0], Wave.forward(module, sample, 2.0)[0]
+        )
 
 
-@pytest.mark.slow
-def test_compiled_pictures_are_the_pipelines_own_in_any_company(small: DiffusionPipeline) -> None:
+def test_what_depends_on_a_size_is_not_converted() -> None:
+    module = FixedToItsFirstSize()
+    with torch.no_grad(), compilable(module, lambda: False):
+        with pytest.raises(ValueError, match="OpenVINO's output is off"):
+            compile_(module, "openvino")
+        sample = torch.randn(2, 4, 8, 8)
+        assert torch.equal(module(sample)[0], Wave.forward(module, sample)[0] + 8)
+    assert next(module.parameters()).dtype == torch.float32
+
+
+def test_true_stands_for_torch() -> None:
+    assert EngineConfig(compile=True).compile == "torch"  # type: ignore[arg-type]
+    assert EngineConfig(compile=False).compile is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("compiler", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
+def test_compiled_pictures_are_the_pipelines_own_in_any_company(
+    small: DiffusionPipeline, compiler: Compiler
+) -> None:
     requests = [mixed(seed, (64, 72, 96)) for seed in range(12)]
     expected = [stock(small, small.scheduler, kwargs) for kwargs in requests]
     with DenoiseEngine(small) as engine:
-        engine.compile(prompt="a", width=64, height=128, num_inference_steps=1)
+        engine.compile(compiler, prompt="a", width=64, height=128, num_inference_steps=1)
         rules = engine.find_row_rules(prompt="a", width=64, height=64, num_inference_steps=1)
         assert len(rules["UNet2DConditionModel"].counts) > 3
-        together = [engine.submit(**kwargs) for kwargs in map(_again, requests)]
+        together = [engine.submit(**_again(each)) for each in requests]
         pictures = [ticket.result(timeout=120).images[0] for ticket in together]
-        alone = [
-            engine.submit(**kwargs).result(timeout=60).images[0] for kwargs in map(_again, requests)
-        ]
+        alone = [engine.submit(**_again(each)).result(timeout=60).images[0] for each in requests]
         assert engine.counters().num_shared_forwards > 0
     assert all(np.array_equal(a, b) for a, b in zip(pictures, alone, strict=True))
     assert max(np.abs(a - b).max() for a, b in zip(pictures, expected, strict=True)) < ONE_OF_255

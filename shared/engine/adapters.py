@@ -24,6 +24,10 @@ class Adapters:
         self._active: AdapterSet | None = None  # unknown
         self.num_switches = 0
 
+    def are_active(self) -> bool:
+        """Whether any is, as far as is known."""
+        return bool(self.names) and self._active != ()
+
     def check(self, wanted: AdapterSet) -> None:
         """ValueError for a name that is not loaded."""
         unknown = [name for name, _ in wanted if name not in self.names]

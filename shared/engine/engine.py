@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from shared.config import EngineConfig
+from shared.config import Compiler, EngineConfig
 from shared.engine import step_batch
 from shared.engine.adapters import Adapters, AdapterSet, adapter_set
 from shared.engine.calls import ModuleCall, PipelineRun
@@ -184,14 +184,14 @@ class DenoiseEngine:
         self._enqueue(request)
         return request.ticket
 
-    def compile(self, **pipeline_kwargs: Any) -> None:
+    def compile(self, compiler: Compiler = "torch", **pipeline_kwargs: Any) -> None:
         """Compile the denoiser for arguments as a small request with these has them.
 
         Its width and height have to differ, since sizes that are equal are taken to be so always.
-        Row rules have to be searched after it. Blocks until it is done: a minute or two, or some
-        seconds where torch finds it on disk. Raises what torch's compiler raises.
+        Row rules have to be searched after it. Blocks until it is done, and raises what the
+        compiler raises.
         """
-        self._examine(self._forwards.compile, pipeline_kwargs)
+        self._examine(functools.partial(self._forwards.compile, compiler), pipeline_kwargs)
 
     def find_row_rules(self, **pipeline_kwargs: Any) -> dict[str, RowRule]:
         """Search the row rules of this device by a small request, use them, and return them.
@@ -339,6 +339,7 @@ class DenoiseEngine:
             self._pipeline,
             self._prompts,
             self._activate_for,
+            self._adapters.are_active,
             byte_identical=self._config.byte_identical,
         )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from shared.config import EngineConfig
+from shared.config import Compiler, EngineConfig
 from shared.engine import step_batch
 from shared.engine.compiled import Compilable
 from shared.engine.row_invariance import default_rule, find_rule
@@ -58,11 +58,11 @@ class Forwards:
         half = len(calls) // 2
         return [*self.run(calls[:half]), *self.run(calls[half:])]
 
-    def compile(self, call: StepCall) -> None:
+    def compile(self, compiler: Compiler, call: StepCall) -> None:
         """Compile the call's module; what it raises is the compiler's."""
         method = call.call.method
         if isinstance(method, Compilable):  # a decode is not
-            method.compile(lambda: step_batch.forward_copies(call, _COMPILED_ROWS))
+            method.compile(compiler, step_batch.copies(call, _COMPILED_ROWS))
 
     def find_rule(self, call: StepCall) -> RowRule:
         """Search the rule of the call's module on this device, and keep to it from now on."""

@@ -78,7 +78,7 @@ def _work(rule: RowRule) -> int:
 
 def _lines_of(call: StepCall, count: int) -> list[bytes]:
     """What the first row of `call` comes to in each place of a forward of `count` of it."""
-    output = step_batch.forward_copies(call, count)
+    output = call.call.method(**step_batch.copies(call, count))
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     if call.returns_list:
         return [_bits(leaf) for leaf in leaves]

@@ -137,10 +137,10 @@ def forward(calls: Sequence[StepCall], rule: RowRule, max_rows: int | None = Non
     return _scatter(first, _join_outputs(first, outputs), calls)
 
 
-def forward_copies(call: StepCall, count: int) -> Any:
-    """The output of one forward of `count` copies of the call's first row."""
+def copies(call: StepCall, count: int) -> dict[str, Any]:
+    """The arguments of a forward of `count` copies of the call's first row."""
     columns = [_padded(column[:1], count - 1) for column in _gather([call])]
-    return call.call.method(**_with_columns(call, columns))
+    return _with_columns(call, columns)
 
 
 def _with_columns(call: StepCall, columns: Sequence[Column]) -> dict[str, Any]:

@@ -32,12 +32,14 @@ def take_over(
     pipeline: DiffusionPipeline,
     prompts: PromptCache,
     prepare_encoder: Callable[[PipelineRun], Hashable],
+    is_adapted: Callable[[], bool],
     *,
     byte_identical: bool,
 ) -> ExitStack:
     """Until it is closed, calls from runs park, or are answered from `prompts`.
 
-    `prepare_encoder` is that of `prompt_cache.caching`.
+    `prepare_encoder` is that of `prompt_cache.caching`, `is_adapted` tells whether an adapter is
+    active.
     """
     with ExitStack() as stack:
         for module in _denoisers(pipeline):
@@ -45,7 +47,7 @@ def take_over(
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
             elif byte_identical:
                 stack.enter_context(rows_kept_apart(module))
-            stack.enter_context(compilable(module))
+            stack.enter_context(compilable(module, is_adapted))
             stack.enter_context(parking(module))
         vae = getattr(pipeline, "vae", None)
         if vae is not None:

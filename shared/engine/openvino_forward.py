@@ -1,0 +1,104 @@
+"""A UNet's forward, converted and run by OpenVINO: what is fastest on a CPU with few rows."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import openvino
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
+
+# Of what it makes to what the module makes; bfloat16 alone is off by a hundredth.
+_MOST_ERROR = 0.1
+
+
+class OpenVinoForward:
+    """Calls `own`, a module's forward, through OpenVINO where the arguments are such as `kwargs`.
+
+    They may have other sizes; where a size does not fit, `own` itself is called. Raises ValueError
+    if OpenVINO does not do what the module does, whose Python may depend on sizes.
+    """
+
+    def __init__(self, module: nn.Module, own: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        self._own = own
+        tensors, self._rest = _split(kwargs)
+        dtype = tensors[0].dtype
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "ENABLE_CPU_PINNING": False,  # engines side by side would all take the first cores
+        }
+        nn.Module.to(module, torch.float32)  # it reads nothing else; and back, without a loss
+        try:
+            flat = _Flat(module, own, self._rest)
+            model = _converted(flat, tuple(tensor.float() for tensor in tensors))
+            self._run = openvino.Core().compile_model(model, "CPU", settings)
+        finally:
+            nn.Module.to(module, dtype)
+        self._check(kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tensors, rest = _split(kwargs)
+        if args or rest != self._rest:
+            return self._own(*args, **kwargs)
+        try:
+            (output,) = self._run([tensor.float().numpy() for tensor in tensors]).values()
+        except RuntimeError:  # a size that takes another way through the module
+            return self._own(**kwargs)
+        return (torch.from_numpy(output).to(tensors[0].dtype),)
+
+    def _check(self, kwargs: dict[str, Any]) -> None:
+        for example in (kwargs, pytree.tree_map(_turned, kwargs)):
+            (expected,), (found,) = self._own(**example), self(**example)
+            error = (found.float() - expected.float()).norm() / expected.float().norm()
+            if not error < _MOST_ERROR:
+                raise ValueError(f"OpenVINO's output is off by {error:.2f} of the module's")
+
+
+class _Flat(nn.Module):
+    """The forward with the tensors alone as its arguments, and one as its output."""
+
+    def __init__(self, module: nn.Module, own: Callable[..., Any], rest: "_Rest") -> None:
+        super().__init__()
+        self.module = module  # whose weights are part of this then
+        self._own, self._rest = own, rest
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        (output,) = self._own(**_joined(tensors, self._rest))
+        tensor: Tensor = output
+        return tensor
+
+
+def _converted(flat: nn.Module, example: tuple[Tensor, ...]) -> openvino.Model:
+    with warnings.catch_warnings():
+        # Of each size that Python looks at: `_check` and RuntimeErrors tell which of them matter.
+        warnings.simplefilter("ignore", TracerWarning)
+        return openvino.convert_model(flat, example_input=example)
+
+
+# How arguments are built of tensors: the structure, and what else there is in it by its place.
+_Rest = tuple[pytree.TreeSpec, tuple[Any, ...]]
+_TENSOR = object()
+
+
+def _split(kwargs: dict[str, Any]) -> tuple[list[Tensor], _Rest]:
+    leaves, spec = pytree.tree_flatten(kwargs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return tensors, (spec, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+
+
+def _joined(tensors: tuple[Tensor, ...], rest: _Rest) -> dict[str, Any]:
+    spec, others = rest
+    left = iter(tensors)
+    leaves = [next(left) if other is _TENSOR else other for other in others]
+    kwargs: dict[str, Any] = pytree.tree_unflatten(leaves, spec)
+    return kwargs
+
+
+def _turned(leaf: Any) -> Any:
+    """Pictures with width and height exchanged."""
+    if isinstance(leaf, Tensor) and leaf.ndim == 4:
+        return leaf.transpose(-1, -2).contiguous()
+    return leaf
