@@ -1,6 +1,7 @@
 """What people would use instead of this service: each on the same weights, threads and settings.
 
 python benchmarks/alternatives.py threads --port 8100
+python benchmarks/alternatives.py template --backend openvino --port 8100
 
 All answer POST /imagine as the service does. compare.py starts them by turns.
 """
@@ -53,9 +54,10 @@ class Model:
     """A pipeline that is called as diffusers' documentation does."""
 
     def __init__(self) -> None:
-        dtype = os.environ.get("BENCHMARK_DTYPE", "float32")
+        dtype = os.environ.get("BENCHMARK_DTYPE", "auto")
         self.pipeline = load_pipeline(ModelConfig(dtype=dtype))  # type: ignore[arg-type]
         self.pipeline.set_progress_bar_config(disable=True)
+        BACKENDS[os.environ.get("BENCHMARK_BACKEND", "eager")](self.pipeline)
 
     def one(self, wanted: Wanted) -> bytes:
         return self.many([wanted])[0]
@@ -198,6 +200,49 @@ def _serve_with_ray(deployment: Any, port: int) -> None:
     threading.Event().wait()
 
 
+def compiled(pipeline: DiffusionPipeline) -> None:
+    """As diffusers' documentation compiles, but for all sizes at once."""
+    pipeline.unet.compile(dynamic=True)
+
+
+def openvino(pipeline: DiffusionPipeline) -> None:
+    """UNet and decoder converted and compiled by OpenVINO, which people without a GPU choose."""
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if pipeline.dtype == torch.bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+
+    def converted(module: torch.nn.Module, *example: torch.Tensor) -> Callable[..., torch.Tensor]:
+        model = ov.convert_model(module.float(), example_input=example)
+        run = ov.Core().compile_model(model, "CPU", settings)
+        return lambda *inputs: torch.from_numpy(run([x.float().numpy() for x in inputs])[0])
+
+    class Unet(torch.nn.Module):
+        def forward(self, sample: Any, timestep: Any, text: Any) -> Any:
+            return own(sample, timestep, text, return_dict=False)[0]
+
+    unet, vae, dtype = pipeline.unet, pipeline.vae, pipeline.dtype
+    own, latents = unet.forward, torch.randn(2, 4, 16, 24)
+    text = torch.randn(2, 77, unet.config.cross_attention_dim)
+    wrapped = Unet()
+    wrapped.unet = unet
+    denoise = converted(wrapped, latents, torch.ones(2), text)
+    decode = converted(vae.decoder, latents)
+    unet.forward = lambda sample, timestep, encoder_hidden_states, **_: (
+        denoise(sample, timestep.expand(len(sample)), encoder_hidden_states).to(dtype),
+    )
+    vae.decoder.forward = lambda latents, *_: decode(latents).to(dtype)
+    unet.to(dtype)
+    vae.to(dtype)
+
+
+BACKENDS: dict[str, Callable[[DiffusionPipeline], None]] = {
+    "eager": lambda pipeline: None,
+    "compile": compiled,
+    "openvino": openvino,
+}
 ALTERNATIVES: dict[str, Callable[[int], None]] = {
     "template": template,
     "serve-batch": serve_batch,
@@ -210,7 +255,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=ALTERNATIVES)
     parser.add_argument("--port", type=int, default=8100, help="(%(default)s)")
+    parser.add_argument("--backend", choices=BACKENDS, default="eager", help="(%(default)s)")
     options = parser.parse_args()
+    os.environ["BENCHMARK_BACKEND"] = options.backend  # replicas and workers inherit it
     ALTERNATIVES[options.name](options.port)
 
 

@@ -1,7 +1,8 @@
 """The service beside what people would use instead: the same requests, by turns, in one run.
 
 python benchmarks/compare.py
-python benchmarks/compare.py --mix all --size 256 --loads closed-64 poisson-0.9 --json found.json
+python benchmarks/compare.py --systems service/compile template/openvino --size 256
+python benchmarks/compare.py --mix all --loads closed-64 poisson-0.9 --json found.json
 
 Everything runs on this machine: the client, and one system at a time. A load is
 
@@ -9,12 +10,16 @@ closed-N       N callers, each of which asks again when it has its picture
 poisson-SHARE  calls at random moments, at that share of what the service has just rendered a second
 burst-N        N at once, again and again, at nine tenths of that
 trace-FILE     a CSV file with the columns arrival_s, num_inference_steps and n
+
+A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser
+compiled. With --bare, what bare.py finds without any service stands beside them.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import platform
 import signal
 import statistics
 import subprocess
@@ -27,14 +32,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
-from alternatives import ALTERNATIVES
+import torch
+from alternatives import ALTERNATIVES, BACKENDS
+from bare import SQUARE_MIXES
 from local_service import free_port, local_service
-from workloads import MIXES, Client, Outcome, bursts, calls, poisson, trace
+from workloads import MIXES, Client, Outcome, bursts, calls, poisson, quantile, trace
 
 from shared.cpu_workers import CPU_WORKER
 
-OURS = "this service"
-_START_WITHIN_S = 120
+OURS, COMPILED = "service", "service/compile"
+MIX_WORDS = {
+    "equal": "20 steps",
+    "steps": "10 to 50 steps",
+    "all": "10 to 50 steps, several sizes and guidances",
+    "several": "20 steps, 1 to 8 pictures a call",
+}
+_START_WITHIN_S = 300
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,8 @@ class Found:
     load: str
     round: int
     pictures_per_s: float
-    p50_s: float
-    p95_s: float
+    p50_s: float | None
+    p95_s: float | None
     num_failed: int
 
 
@@ -57,7 +70,7 @@ def main() -> None:
         capacity = 0.0
         for system in [OURS, *options.systems]:
             with running(system, options.dtype) as url:
-                client = Client(url, takes_n=system != OURS)
+                client = Client(url, takes_n=system in (OURS, COMPILED))
                 asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
                 for load in options.loads:
                     outcome = asyncio.run(run(client, load, capacity, options))
@@ -65,9 +78,30 @@ def main() -> None:
                         capacity = max(capacity, outcome.pictures_per_s)
                     found.append(_found(system, load, number, outcome))
                     print(line(found[-1]), flush=True)
+        if options.bare:
+            for each in bare(options, number):
+                found.append(each)
+                print(line(each), flush=True)
     print(table(found))
+    if options.plot:
+        plot(found, options.plot, f"{options.size} px, {MIX_WORDS[options.mix]}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
+        options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
+
+
+def bare(options: argparse.Namespace, number: int) -> list[Found]:
+    """What bare.py found, beside every closed load; its latencies beside that of one caller."""
+    command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
+    command += [f"--size={options.size}", f"--calls={options.calls}"]
+    environment = os.environ | {"BENCHMARK_DTYPE": options.dtype}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found = []
+    for name, (rate, latencies) in json.loads(done.stdout).items():
+        for load in options.loads:
+            if load.startswith("closed-"):
+                delays = latencies if load == "closed-1" else []
+                found.append(Found(name, load, number, rate, *_quantiles(delays), 0))
+    return found
 
 
 async def run(client: Client, load: str, capacity: float, options: argparse.Namespace) -> Outcome:
@@ -87,16 +121,21 @@ async def run(client: Client, load: str, capacity: float, options: argparse.Name
 @contextmanager
 def running(system: str, dtype: str) -> Iterator[str]:
     """The system's address, once it has rendered a picture."""
-    if system == OURS:
-        with local_service(model={"dtype": dtype}) as service:
+    if system in (OURS, COMPILED):
+        engine = {"compile": system == COMPILED}
+        with local_service(model={"dtype": dtype}, engine=engine) as service:
             yield service.url
         return
+    name, _, backend = system.partition("/")
     port = free_port()
-    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        log = Path(name, "log")
+    with tempfile.TemporaryDirectory(
+        prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        log = Path(folder, "log")
+        program = Path(__file__).with_name("alternatives.py")
         server = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("alternatives.py"), system, f"--port={port}"],
-            env=os.environ | CPU_WORKER | {"BENCHMARK_DTYPE": dtype, "RAY_TMPDIR": name},
+            [sys.executable, program, name, f"--port={port}", f"--backend={backend or 'eager'}"],
+            env=os.environ | CPU_WORKER | {"BENCHMARK_DTYPE": dtype, "RAY_TMPDIR": folder},
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -126,19 +165,29 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _found(system: str, load: str, number: int, outcome: Outcome) -> Found:
-    p50, p95 = (outcome.quantile(share) for share in (0.5, 0.95))
-    return Found(system, load, number, outcome.pictures_per_s, p50, p95, outcome.num_failed)
+    delays = _quantiles(outcome.latencies_s)
+    return Found(system, load, number, outcome.pictures_per_s, *delays, outcome.num_failed)
+
+
+def _quantiles(latencies_s: Sequence[float]) -> tuple[float | None, float | None]:
+    """The median and the p95, where there are any."""
+    if not latencies_s:
+        return None, None
+    return quantile(latencies_s, 0.5), quantile(latencies_s, 0.95)
 
 
 def line(found: Found) -> str:
+    delays = ""
+    if found.p50_s is not None and found.p95_s is not None:
+        delays = f", p50 {found.p50_s:.2f} s, p95 {found.p95_s:.2f} s"
     return (
         f"round {found.round + 1}, {found.load}: {found.system} {found.pictures_per_s:.2f} "
-        f"pictures/s, p50 {found.p50_s:.2f} s, p95 {found.p95_s:.2f} s, {found.num_failed} failed"
+        f"pictures/s{delays}, {found.num_failed} failed"
     )
 
 
 def table(found: Sequence[Found]) -> str:
-    """Medians over the rounds, and of the rounds' own ratios to this service."""
+    """Medians over the rounds, and of the rounds' own ratios of this service to the others."""
     rows = [
         "| load | system | pictures/s | ours / its | p50 s | p95 s | ours / its |",
         "|---" * 7 + "|",
@@ -147,31 +196,91 @@ def table(found: Sequence[Found]) -> str:
         ours = {each.round: each for each in found if (each.system, each.load) == (OURS, load)}
         for system in dict.fromkeys(each.system for each in found):
             its = [each for each in found if (each.system, each.load) == (system, load)]
-            speeds = [ours[each.round].pictures_per_s / each.pictures_per_s for each in its]
-            delays = [ours[each.round].p95_s / each.p95_s for each in its]
-            values = [
-                [each.pictures_per_s for each in its],
-                speeds,
-                [each.p50_s for each in its],
-                [each.p95_s for each in its],
-                delays,
+            pairs = [(ours[each.round], each) for each in its]
+            columns = [
+                [its.pictures_per_s for _, its in pairs],
+                [our.pictures_per_s / its.pictures_per_s for our, its in pairs],
+                [its.p50_s for _, its in pairs],
+                [its.p95_s for _, its in pairs],
+                [our.p95_s / its.p95_s for our, its in pairs if our.p95_s and its.p95_s],
             ]
-            cells = " | ".join(f"{statistics.median(each):.2f}" for each in values)
+            cells = " | ".join(_median(column) for column in columns)
             rows.append(f"| {load} | {system} | {cells} |")
     return "\n".join(rows)
 
 
+def plot(found: Sequence[Found], file: Path, title: str) -> None:
+    """A panel a load: pictures a second where callers wait for one another, else the p95."""
+    from matplotlib import pyplot  # the bench extra; only this needs it
+
+    loads = list(dict.fromkeys(each.load for each in found))
+    figure, panels = pyplot.subplots(
+        1, len(loads), figsize=(4 * len(loads), 3), layout="constrained", sharey=True, squeeze=False
+    )
+    for panel, load in zip(panels[0], loads, strict=True):
+        field = "pictures_per_s" if load.startswith("closed") else "p95_s"
+        values: dict[str, list[float]] = {}
+        for each in found:
+            if each.load == load and (value := getattr(each, field)) is not None:
+                values.setdefault(each.system, []).append(value)
+        middle = [statistics.median(each) for each in values.values()]
+        spread = [
+            [value - min(each) for value, each in zip(middle, values.values(), strict=True)],
+            [max(each) - value for value, each in zip(middle, values.values(), strict=True)],
+        ]
+        colours = ["#b5451b" if name.startswith(OURS) else "#8a9199" for name in values]
+        panel.barh(list(values), middle, xerr=spread, color=colours)
+        panel.set_title(load)
+        panel.set_xlabel("pictures/s" if field == "pictures_per_s" else "p95 in s")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].invert_yaxis()
+    figure.suptitle(title)
+    figure.savefig(file, dpi=120)
+
+
+def _median(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.2f}" if known else ""
+
+
+def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, object]:
+    """All that was found, and where."""
+    return {
+        "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "options": {
+            name: value for name, value in vars(options).items() if name not in ("json", "plot")
+        },
+        "found": [asdict(each) for each in found],
+    }
+
+
+def _system(text: str) -> str:
+    name, _, backend = text.partition("/")
+    if text != COMPILED and (name not in ALTERNATIVES or (backend or "eager") not in BACKENDS):
+        known = ", ".join([COMPILED, *ALTERNATIVES])
+        raise argparse.ArgumentTypeError(
+            f"{text}: there are {known}; behind a slash {', '.join(BACKENDS)}"
+        )
+    return text
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--systems", nargs="+", choices=ALTERNATIVES, default=[*ALTERNATIVES])
+    parser.add_argument("--systems", nargs="*", type=_system, default=[*ALTERNATIVES])
+    parser.add_argument("--bare", action="store_true", help="and without any service")
     parser.add_argument("--loads", nargs="+", default=["closed-1", "closed-16", "poisson-0.9"])
     parser.add_argument("--mix", choices=MIXES, default="steps")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--calls", type=int, default=64, help="of each load (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--dtype", default="float32", help="(%(default)s)")
+    parser.add_argument("--dtype", default="auto", help="(%(default)s)")
+    parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
     parser.add_argument("--json", type=Path, help="a file for all that was found")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.bare and options.mix not in SQUARE_MIXES:
+        parser.error("--bare: that is of one size, and the calls of --mix all have several")
+    return options
 
 
 if __name__ == "__main__":

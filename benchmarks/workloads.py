@@ -48,12 +48,13 @@ class Outcome:
     def pictures_per_s(self) -> float:
         return self.num_pictures / self.seconds
 
-    def quantile(self, share: float) -> float:
-        """Of the latencies; the only one where there are no more."""
-        if len(self.latencies_s) == 1:
-            return self.latencies_s[0]
-        percentiles = statistics.quantiles(self.latencies_s, n=100, method="inclusive")
-        return percentiles[round(100 * share) - 1]
+
+def quantile(latencies_s: Sequence[float], share: float) -> float:
+    """The only one where there are no more."""
+    if len(latencies_s) == 1:
+        return latencies_s[0]
+    percentiles = statistics.quantiles(latencies_s, n=100, method="inclusive")
+    return percentiles[round(100 * share) - 1]
 
 
 def calls(number: int, mix: str, size: int, seed: int = 0) -> list[Call]:

@@ -1,0 +1,246 @@
+"""Large models' shapes with random weights through both doors: memory, and what is not the model.
+
+python benchmarks/geometry.py --models sd15 sdxl
+
+UNet, autoencoder and text encoders have the sizes of Stable Diffusion 1.5 and SDXL (the config.json
+of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusion-xl-base-1.0). The
+same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
+what a door takes beyond the engine is its overhead. The first request warms each up.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from local_service import local_service
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from shared.cpu_workers import CPU_WORKER
+from shared.model_files import BUNDLED_MODELS
+
+Request = dict[str, Any]
+
+
+def main() -> None:
+    options = _parse()
+    if options.engine_of:
+        print(asyncio.run(engine_s(options.engine_of, json.loads(options.requests))))
+        return
+    for name in options.models:
+        with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as folder:
+            model = Path(folder, name)
+            MODELS[name]().save_pretrained(model)
+            compare(model, options)
+
+
+def compare(model: Path, options: argparse.Namespace) -> None:
+    wanted = [
+        {
+            "prompt": f"twin peaks {i}",
+            "seed": i,
+            "width": options.size,
+            "height": options.size,
+            "num_inference_steps": options.steps,
+        }
+        for i in range(options.pictures)
+    ]
+    size = sum(file.stat().st_size for file in model.glob("**/*.safetensors"))
+    print(f"{model.name}: {size / 1e9:.2f} GB of weights, {len(wanted)} x {options.steps} steps")
+    overheads: dict[str, list[float]] = {"service": [], "bulk job": []}
+    for _ in range(options.rounds):
+        engine = engine_alone_s(model, wanted)
+        with local_service(model={"name": str(model)}) as service:
+            door = service_s(service.url, wanted)
+            (generator,) = service.processes("Generator")
+            memory = generator.memory_info().rss / 1e9
+        job = job_s(model, wanted)
+        print(
+            f"engine {engine:.2f} s, service {door:.2f} s ({memory:.2f} GB), bulk job {job:.2f} s",
+            flush=True,
+        )
+        overheads["service"].append(door / engine - 1)
+        overheads["bulk job"].append(job / engine - 1)
+    for name, each in overheads.items():
+        print(f"{model.name}: {name} {100 * statistics.median(each):+.2f} % beyond the engine")
+
+
+def engine_alone_s(model: Path, wanted: list[Request]) -> float:
+    command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(wanted)}"]
+    done = subprocess.run(
+        command, env=os.environ | CPU_WORKER, check=True, capture_output=True, text=True
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+async def engine_s(model: Path, wanted: list[Request]) -> float:
+    from shared.config import EngineConfig, ModelConfig
+    from shared.renderer import Renderer
+    from shared.request import ImageRequest
+
+    with Renderer(ModelConfig(name=str(model)), EngineConfig()) as renderer:
+        renderer.warm_up()
+        requests = [
+            renderer.profile.canonical(ImageRequest(**each), seed=each["seed"]) for each in wanted
+        ]
+        begun = time.perf_counter()
+        await asyncio.gather(*map(renderer.render, requests))
+        return time.perf_counter() - begun
+
+
+def service_s(url: str, wanted: list[Request]) -> float:
+    def ask(request: Request) -> None:
+        httpx.post(f"{url}/imagine", json=request, timeout=None).raise_for_status()
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(len(wanted)) as callers:
+        list(callers.map(ask, wanted))
+    return time.perf_counter() - begun
+
+
+def job_s(model: Path, wanted: list[Request]) -> float:
+    """From where the engine was given the first picture to where the last was written."""
+    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
+        folder = Path(name)
+        pq.write_table(pa.Table.from_pylist(wanted), folder / "prompts.parquet")
+        command = [sys.executable, "-m", "jobs.render", f"--model={model}"]
+        command += [f"--input={folder / 'prompts.parquet'}", f"--output={folder / 'out'}"]
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": name}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        rows = pq.read_table(folder / "out" / "metadata").to_pylist()
+    ends = [row["finished_at"].timestamp() for row in rows]
+    begins = [
+        end - row["queue_s"] - row["render_s"] - row["encode_s"]
+        for end, row in zip(ends, rows, strict=True)
+    ]
+    return max(ends) - min(begins)
+
+
+def sd15() -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        unet=_random(lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768)),
+        **_common(),
+        safety_checker=None,
+        feature_extractor=None,
+    )
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    common = _common()
+    big_g = CLIPTextConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        projection_dim=1280,
+        hidden_act="gelu",
+    )
+    unet = _random(
+        lambda: UNet2DConditionModel(
+            sample_size=128,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        )
+    )
+    return StableDiffusionXLPipeline(
+        unet=unet,
+        text_encoder_2=_random(lambda: CLIPTextModelWithProjection(big_g)),
+        tokenizer_2=common["tokenizer"],
+        **common,
+    )
+
+
+def _common() -> dict[str, Any]:
+    vae = _random(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=512,
+        )
+    )
+    clip_l = CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+    )
+    return {
+        "vae": vae,
+        "text_encoder": _random(lambda: CLIPTextModel(clip_l)),
+        "tokenizer": CLIPTokenizer.from_pretrained(BUNDLED_MODELS / "postcard" / "tokenizer"),
+        "scheduler": EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ),
+    }
+
+
+def _random(make: Callable[[], nn.Module]) -> nn.Module:
+    """In bfloat16, with weights that keep what passes through them finite."""
+    with init_empty_weights():
+        module = make()
+    for name, weight in list(module.named_parameters()):
+        if weight.ndim > 1:
+            value = torch.randn(weight.shape, dtype=torch.bfloat16) / weight[0].numel() ** 0.5
+        else:
+            value = torch.full(weight.shape, float(name.endswith("weight")), dtype=torch.bfloat16)
+        set_module_tensor_to_device(module, name, "cpu", value, dtype=torch.bfloat16)
+    return module.eval()
+
+
+MODELS: dict[str, Callable[[], DiffusionPipeline]] = {"sd15": sd15, "sdxl": sdxl}
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["sd15"])
+    parser.add_argument("--size", type=int, default=512, help="pixels a side (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="(%(default)s)")
+    parser.add_argument("--pictures", type=int, default=1, help="at once (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--engine-of", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--requests", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""How time and memory per picture grow with requests in flight, picture size, and replicas.
+
+python benchmarks/growth.py
+python benchmarks/growth.py --plot growth.png
+
+Flat is what they should be: a picture's seconds (of the whole service: time over pictures) at any
+number of callers, the seconds of a megapixel and step at any size, the memory of a replica at any
+number of them. That of prompts in a bulk job: bulk_overhead.py.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from local_service import LocalService, local_service
+from workloads import Call, Client, calls
+
+CALLERS = (1, 4, 16, 64, 256)
+SIZES = (64, 128, 256, 512, 1024)
+REPLICAS = (1, 2, 4)
+_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """`unit_s` are seconds of a picture, or of a megapixel and step; memory is the generators'."""
+
+    where: int
+    unit_s: float
+    megabytes: float
+
+
+def main() -> None:
+    options = _parse()
+    with local_service() as service:
+        callers = [at_once(service, number) for number in CALLERS]
+        sizes = [of_size(service, size) for size in SIZES]
+    replicas = [of_replicas(number) for number in REPLICAS]
+    curves = {
+        "callers at once, 64 px: seconds of a picture": callers,
+        "pixels a side: seconds of a megapixel and step": sizes,
+        "replicas, each with its part of the cores, 64 px: seconds of a picture": replicas,
+    }
+    for name, points in curves.items():
+        print(f"\n{name}")
+        for point in points:
+            print(f"{point.where:6}  {point.unit_s:8.4f} s  {point.megabytes:6.0f} MB")
+    if options.plot:
+        plot(curves, options.plot)
+
+
+def at_once(service: LocalService, number: int) -> Point:
+    outcome = _run(service, _calls(max(64, 2 * number), 64), number)
+    return Point(number, 1 / outcome, _megabytes(service))
+
+
+def of_size(service: LocalService, size: int) -> Point:
+    """Alone in the service, twice."""
+    rate = _run(service, _calls(2, size), 1)
+    return Point(size, 1 / rate / (size * size / 1e6) / _STEPS, _megabytes(service))
+
+
+def of_replicas(number: int) -> Point:
+    with local_service(num_generators=number) as service:
+        rate = _run(service, _calls(128, 64), 64)
+        return Point(number, 1 / rate, _megabytes(service))
+
+
+def _run(service: LocalService, wanted: Sequence[Call], concurrency: int) -> float:
+    """Pictures a second, once the service is warm."""
+    client = Client(service.url, takes_n=True)
+    asyncio.run(client.closed_loop(wanted[:1], 1))
+    outcome = asyncio.run(client.closed_loop(wanted, concurrency))
+    assert not outcome.num_failed
+    return outcome.pictures_per_s
+
+
+def _calls(number: int, size: int) -> list[Call]:
+    steps = {"num_inference_steps": _STEPS}
+    return [call | steps for call in calls(number, "equal", size)]
+
+
+def _megabytes(service: LocalService) -> float:
+    """Of the largest generator."""
+    return max(each.memory_info().rss for each in service.processes("Generator")) / 1e6
+
+
+def plot(curves: dict[str, list[Point]], file: Path) -> None:
+    from matplotlib import pyplot  # the bench extra; only this needs it
+
+    values: dict[str, Callable[[Point], float]] = {
+        "s": lambda point: point.unit_s,
+        "MB": lambda point: point.megabytes,
+    }
+    figure, panels = pyplot.subplots(
+        len(values), len(curves), figsize=(4 * len(curves), 4), layout="constrained"
+    )
+    for column, (name, points) in enumerate(curves.items()):
+        for row, (unit, value) in enumerate(values.items()):
+            panel = panels[row][column]
+            panel.plot([str(each.where) for each in points], [*map(value, points)], "o-")
+            panel.set_ylim(bottom=0)
+            panel.set_ylabel(unit)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[-1][column].set_xlabel(name.partition(":")[0])
+    figure.savefig(file, dpi=120)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
