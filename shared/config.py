@@ -56,10 +56,9 @@ class ModelConfig(Settings):
     """Which checkpoint to load and how. A plain string is its name.
 
     `name` is a bundled model ("postcard"), a local folder in diffusers' layout, or a hub id.
-    `device` is torch's name or "auto" (CUDA, else MPS, else CPU). `dtype` "auto" is bfloat16
-    on an accelerator and on a CPU that computes in it (AVX512-BF16, AMX), float32 on another CPU
-    and float16 on another accelerator. `adapters` are the LoRA
-    adapters that requests may ask for: local safetensors files by name.
+    `device` is torch's name or "auto" (CUDA, else MPS, else CPU). `dtype` "auto" is bfloat16 where
+    the device computes in it (a CPU with AVX512-BF16 or AMX), else float16, on a CPU float32.
+    `adapters` are the LoRA adapters that requests may ask for: local safetensors files by name.
     """
 
     name: str = "postcard"

@@ -10,7 +10,8 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     step_batch        gather and scatter                      (tensors, no policy)
     row_rule          how many rows a forward may carry       (policy, no tensors)
     row_invariance    the search for that rule                (tensors, no policy)
-    compiled          forwards that torch compiles            (wraps a module)
+    compiled          forwards that compilers made            (wraps a module)
+    openvino_forward  one of these compilers
     step_scheduler    who goes next                           (policy, no tensors)
     waiting_line      who is let in                           (policy, no tensors)
     step_times        who can finish when                     (policy, no tensors)

@@ -17,6 +17,7 @@ from .autoencoder import as_tensor, encode
 from .denoiser import Denoiser
 from .noise import scheduler
 from .styles import draw
+from .tokenizer import save_tokenizer
 
 DEFAULTS = {"guidance_scale": 4.0, "num_inference_steps": 20}
 SHEET_PROMPTS = (
@@ -54,6 +55,7 @@ def export(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.half()
     pipeline.save_pretrained(folder)
+    save_tokenizer(pipeline.tokenizer, folder / "tokenizer")
     for file in folder.glob("**/*config.json"):
         settings = json.loads(file.read_text())
         settings.pop("_name_or_path", None)

@@ -40,9 +40,14 @@ def train_tokenizer(folder: Path, seed: int = 0) -> CLIPTokenizer:
     tokenizer = CLIPTokenizer(
         vocab=vocabulary, merges=merges, model_max_length=_LENGTH, pad_token="<|endoftext|>"
     )
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+    save_tokenizer(tokenizer, folder)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """With vocab.json and merges.txt, which older readers want."""
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _texts(chance: Random) -> Iterator[str]:
