@@ -1,7 +1,7 @@
 """The service beside what people would use instead: the same requests, by turns, in one run.
 
 python benchmarks/compare.py
-python benchmarks/compare.py --systems service/compile template/openvino --size 256
+python benchmarks/compare.py --systems service/openvino template/openvino --size 256
 python benchmarks/compare.py --mix all --loads closed-64 poisson-0.9 --json found.json
 
 Everything runs on this machine: the client, and one system at a time. A load is
@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import torch
@@ -38,9 +39,10 @@ from bare import SQUARE_MIXES
 from local_service import free_port, local_service
 from workloads import MIXES, Client, Outcome, bursts, calls, poisson, quantile, trace
 
+from shared.config import Compiler
 from shared.cpu_workers import CPU_WORKER
 
-OURS, COMPILED = "service", "service/compile"
+OURS = "service"
 MIX_WORDS = {
     "equal": "20 steps",
     "steps": "10 to 50 steps",
@@ -70,7 +72,7 @@ def main() -> None:
         capacity = 0.0
         for system in [OURS, *options.systems]:
             with running(system, options.dtype) as url:
-                client = Client(url, takes_n=system in (OURS, COMPILED))
+                client = Client(url, takes_n=system.startswith(OURS))
                 asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
                 for load in options.loads:
                     outcome = asyncio.run(run(client, load, capacity, options))
@@ -121,12 +123,11 @@ async def run(client: Client, load: str, capacity: float, options: argparse.Name
 @contextmanager
 def running(system: str, dtype: str) -> Iterator[str]:
     """The system's address, once it has rendered a picture."""
-    if system in (OURS, COMPILED):
-        engine = {"compile": system == COMPILED}
-        with local_service(model={"dtype": dtype}, engine=engine) as service:
+    name, _, backend = system.partition("/")
+    if name == OURS:
+        with local_service(model={"dtype": dtype}, engine={"compile": backend or None}) as service:
             yield service.url
         return
-    name, _, backend = system.partition("/")
     port = free_port()
     with tempfile.TemporaryDirectory(
         prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
@@ -144,7 +145,8 @@ def running(system: str, dtype: str) -> Iterator[str]:
             _wait_for(f"http://127.0.0.1:{port}", server, log)
             yield f"http://127.0.0.1:{port}"
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 server.wait(20)
             with suppress(ProcessLookupError):
@@ -256,12 +258,11 @@ def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, ob
 
 
 def _system(text: str) -> str:
-    name, _, backend = text.partition("/")
-    if text != COMPILED and (name not in ALTERNATIVES or (backend or "eager") not in BACKENDS):
-        known = ", ".join([COMPILED, *ALTERNATIVES])
-        raise argparse.ArgumentTypeError(
-            f"{text}: there are {known}; behind a slash {', '.join(BACKENDS)}"
-        )
+    systems = [f"{OURS}/{compiler}" for compiler in get_args(Compiler)]
+    systems += ALTERNATIVES
+    systems += [f"{name}/{backend}" for name in ALTERNATIVES for backend in BACKENDS]
+    if text not in systems:
+        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(systems)}")
     return text
 
 
