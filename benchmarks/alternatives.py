@@ -191,8 +191,8 @@ def _serve_with_ray(deployment: Any, port: int) -> None:
             self._model = model
 
         @app.post("/imagine")
-        async def imagine(self, wanted: dict[str, Any]) -> Response:
-            return answer(await self._model.generate.remote(Wanted(**wanted)))
+        async def imagine(self, wanted: Wanted) -> Response:
+            return answer(await self._model.generate.remote(wanted))
 
     ray.init(address="local", num_cpus=4 * (os.cpu_count() or 1), include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})

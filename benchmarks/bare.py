@@ -53,22 +53,15 @@ def lists(model: Model, wanted: Sequence[Wanted]) -> float:
 
 @torch.no_grad()
 def limit(model: Model, wanted: Sequence[Wanted]) -> float:
-    """Pictures a second, if nothing took time but guided forwards and decodes."""
-    pipeline = model.pipeline
-    milliseconds_of_size = {
-        size: {
-            name: min(milliseconds(forward, rows) / rows for rows in ROW_COUNTS)
-            for name, forward in forwards(pipeline, size // pipeline.vae_scale_factor).items()
-        }
-        for size in {each.width for each in wanted}
+    """Pictures a second of one size, if only guided forwards and decodes took time."""
+    side = wanted[0].width // model.pipeline.vae_scale_factor
+    best = {
+        name: min(milliseconds(forward, rows) / rows for rows in ROW_COUNTS)
+        for name, forward in forwards(model.pipeline, side).items()
     }
     pictures = [each for each in wanted for _ in range(each.n)]
-    whole = sum(
-        2 * each.num_inference_steps * milliseconds_of_size[each.width]["unet"]
-        + milliseconds_of_size[each.width]["decode"]
-        for each in pictures
-    )
-    return 1000 * len(pictures) / whole
+    steps = sum(each.num_inference_steps for each in pictures)
+    return 1000 * len(pictures) / (2 * steps * best["unet"] + len(pictures) * best["decode"])
 
 
 def _seconds(model: Model, batch: Sequence[Wanted]) -> float:

@@ -77,7 +77,7 @@ class ModelConfig(Settings):
 
 
 def _default_compiler(value: Any) -> Any:
-    return {True: "torch", False: None}.get(value, value) if isinstance(value, bool) else value
+    return {True: "torch", False: None}[value] if isinstance(value, bool) else value
 
 
 class EngineConfig(Settings):

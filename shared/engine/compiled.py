@@ -25,7 +25,6 @@ class Compilable:
 
     def __init__(self, module: nn.Module, is_adapted: Callable[[], bool]) -> None:
         self._module, self._own = module, module.forward
-        self._device = next(module.parameters()).device
         self._is_adapted = is_adapted
         self._compiled: Forward | None = None
         functools.update_wrapper(self, self._own)
@@ -37,7 +36,7 @@ class Compilable:
         ModuleNotFoundError where OpenVINO is not installed.
         """
         if compiler == "torch":
-            self._compiled = _by_torch(self._own, self._device, kwargs)
+            self._compiled = _by_torch(self._own, next(self._module.parameters()).device, kwargs)
         else:
             from shared.engine.openvino_forward import OpenVinoForward  # of an extra
 

@@ -44,12 +44,12 @@ def default_rule(call: StepCall) -> RowRule:
     thread, oneDNN has another one for convolutions of 16 rows and more. Rows to decode go alone:
     the GroupNorm of a module in channels_last cuts large rows where threads meet.
     """
-    weight = next(call.call.module.parameters())
-    if weight.device.type != "cpu":
+    module = call.call.module
+    if next(module.parameters()).device.type != "cpu":
         return RowRule((4, 8, 16, 32))
     if call.kind == "decode":
         return RowRule((1,))
-    if weight.dtype == torch.bfloat16:
+    if _keeps_rows_apart(module):
         return RowRule()
     return RowRule(tuple(range(2, 16 if torch.get_num_threads() == 1 else 33)))
 
@@ -89,16 +89,17 @@ def _bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
+def _keeps_rows_apart(module: nn.Module) -> bool:
+    """Whether it does so as it is: in bfloat16 on a CPU (docs/decisions.md)."""
+    weight = next(module.parameters(), None)
+    return weight is not None and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+
+
 @contextmanager
 def rows_kept_apart(module: nn.Module) -> Iterator[None]:
-    """Within it, the module's layers give a row the same bits, as far as they can by themselves.
-
-    In bfloat16 on a CPU they do so already.
-    """
-    weight = next(module.parameters(), None)
-    does_so = weight is not None and (weight.device.type, weight.dtype) == ("cpu", torch.bfloat16)
+    """Within it, the module's layers give a row the same bits, as far as they can by themselves."""
     with ExitStack() as stack:
-        for layer in () if does_so else module.modules():
+        for layer in () if _keeps_rows_apart(module) else module.modules():
             if isinstance(layer, nn.Linear):
                 stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
             elif isinstance(layer, nn.SiLU | nn.GELU):
