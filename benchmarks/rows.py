@@ -40,13 +40,11 @@ def main() -> None:
 
 
 def compile_(pipeline: DiffusionPipeline, compiler: Compiler) -> None:
-    config = pipeline.unet.config
+    config, of = pipeline.unet.config, {"device": pipeline.device, "dtype": pipeline.dtype}
     example = {
-        "sample": torch.randn(10, config.in_channels, 16, 32, dtype=pipeline.dtype),
-        "timestep": torch.full((10,), 500.0),
-        "encoder_hidden_states": torch.randn(
-            10, 77, config.cross_attention_dim, dtype=pipeline.dtype
-        ),
+        "sample": torch.randn(10, config.in_channels, 16, 32, **of),
+        "timestep": torch.full((10,), 500.0, device=pipeline.device),
+        "encoder_hidden_states": torch.randn(10, 77, config.cross_attention_dim, **of),
         "return_dict": False,
     }
     started = time.perf_counter()
@@ -83,10 +81,17 @@ def milliseconds(forward: Callable[[int], Any], rows: int) -> float:
     forward(rows)
     seconds = []
     for _ in range(max(3, 12 // rows)):
+        wait_for_device()
         started = time.perf_counter()
         forward(rows)
+        wait_for_device()
         seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds)
+
+
+def wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -105,9 +105,14 @@ def _device(config: ModelConfig) -> torch.device:
 
 
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    if config.dtype != "auto":
-        dtype: torch.dtype = getattr(torch, config.dtype)
-        return dtype
+    if config.dtype == "auto":
+        return default_dtype(device)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The one that the device is fastest in."""
     if device.type == "cpu":
         abilities = torch.cpu.get_capabilities()
         in_hardware = abilities.get("avx512_bf16") or abilities.get("amx_bf16")

@@ -84,15 +84,18 @@ def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
             torch.manual_seed(0)
             module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 3))
 
-            def loss_at(step: int, module: nn.Module = module, last: int = last) -> Tensor:
+            def batch_at(step: int, last: int = last) -> int:
                 if step == last:
                     raise KeyboardInterrupt
-                loss: Tensor = module(torch.randn(4, 3, 8, 8)).square().mean()
+                return 1 + step % 4
+
+            def loss_of(number: int, module: nn.Module = module) -> Tensor:
+                loss: Tensor = module(torch.randn(number, 3, 8, 8)).square().mean()
                 return loss
 
             try:
                 schedule = Schedule(8, muon_lr=0.01, adamw_lr=0.01, warm_up=2, save_every=2)
-                trained = train("net", folder, module, schedule, loss_at, outer=("0.",))
+                trained = train("net", folder, module, schedule, batch_at, loss_of, outer=("0.",))
             except KeyboardInterrupt:
                 continue
         return list(trained.parameters())

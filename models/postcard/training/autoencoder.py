@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
+from .machine import autocast
 from .styles import draw
 from .trainer import Schedule, train
 
@@ -39,17 +40,22 @@ def new_autoencoder() -> AutoencoderKL:
     return model
 
 
-def train_autoencoder(folder: Path, schedule: Schedule) -> AutoencoderKL:
+def train_autoencoder(folder: Path, schedule: Schedule, device: str) -> AutoencoderKL:
     """Train, scale the latents, and save to `folder`/vae."""
     torch.manual_seed(0)
     model = new_autoencoder()
 
-    def loss_at(step: int) -> Tensor:
+    def batch_at(step: int) -> Tensor:
         size, number = (_LARGE_CROP, 6) if step % 10 == 0 else (_CROP, 24)
-        return reconstruction_loss(model, crops(Random(f"crops {step}"), size, number))
+        return crops(Random(f"crops {step}"), size, number)
+
+    def loss_of(images: Tensor) -> Tensor:
+        return reconstruction_loss(model, images.to(device))
 
     outer = ("conv_in", "conv_out", "quant_conv")
-    averaged = train("autoencoder", folder, model, schedule, loss_at, outer)
+    averaged = train(
+        "autoencoder", folder, model, schedule, batch_at, loss_of, outer, device=device
+    )
     assert isinstance(averaged, AutoencoderKL)
     scale_latents(averaged)
     averaged.save_pretrained(folder / "vae")
@@ -80,7 +86,7 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def reconstruction_loss(model: AutoencoderKL, images: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(images.device):
         moments = model.quant_conv(model.encoder(images)).float()
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.clamp(-20, 10)
@@ -101,7 +107,8 @@ def scale_latents(model: AutoencoderKL) -> None:
 
     With Stable Diffusion's factor they come out as about N(0, 1) then.
     """
-    moments = model.quant_conv(model.encoder(crops(Random("scale"), _LARGE_CROP, 192)))
+    images = crops(Random("scale"), _LARGE_CROP, 192).to(model.device)
+    moments = model.quant_conv(model.encoder(images))
     mean = moments[:, :4].mean((0, 2, 3))
     spread = moments[:, :4].std((0, 2, 3)) * SCALING_FACTOR
     into, out = model.quant_conv, model.post_quant_conv
@@ -117,7 +124,8 @@ def scale_latents(model: AutoencoderKL) -> None:
 @torch.no_grad()
 def encode(model: AutoencoderKL, images: Tensor) -> Tensor:
     """[n, 3, height, width] to latents [n, 4, height / 8, width / 8], scaled for the denoiser."""
-    with torch.autocast("cpu", torch.bfloat16):
+    images = images.to(model.device)
+    with autocast(images.device):
         hidden = model.encoder(images)
     latents: Tensor = model.quant_conv(hidden.float())[:, :4]
     return latents * SCALING_FACTOR

@@ -13,11 +13,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .captions import caption
 from .latents import EncodedScenes, Latents, Size
+from .machine import autocast
 from .noise import ALPHAS_CUMPROD, NUM_TIMESTEPS
 from .trainer import Schedule, train
 
 _THING_WEIGHT = 2.0  # of an object's latents beside the others: else it is too small to matter
 _LARGE_LATENT = 48 * 48
+
+Batch = tuple[Tensor, Tensor, Tensor]  # latents, what of them is of objects, tokens
 
 
 @dataclass(frozen=True)
@@ -72,24 +75,33 @@ def train_denoiser(
     buckets: Mapping[Size, Bucket],
     schedule: Schedule,
     show: Callable[[nn.Module, int], None],
+    device: str,
 ) -> Denoiser:
     torch.manual_seed(0)
     model = Denoiser(tokenizer)
-    # The backward of torch's own attention takes three times as long on a CPU.
-    model.unet.set_attn_processor(AttnProcessor())
-    model.text_encoder.set_attn_implementation("eager")
+    if device == "cpu":  # the backward of torch's own attention takes three times as long there
+        model.unet.set_attn_processor(AttnProcessor())
+        model.text_encoder.set_attn_implementation("eager")
+    for size in buckets:
+        data.of(size)  # in this process, once
 
-    def loss_at(step: int) -> Tensor:
+    def batch_at(step: int) -> Batch:
         chance = Random(f"batch {step}")
         weights = [
             bucket.early if 4 * step < schedule.steps else bucket.late
             for bucket in buckets.values()
         ]
         (size,) = chance.choices(list(buckets), weights)
-        return _loss(model, tokenizer, data.of(size), buckets[size].batch, chance)
+        return _batch(tokenizer, data.of(size), buckets[size].batch, chance)
+
+    def loss_of(batch: Batch) -> Tensor:
+        latents, things, tokens = (each.to(device) for each in batch)
+        return velocity_loss(
+            lambda noisy, timesteps: model(noisy, timesteps, tokens), latents, things
+        )
 
     outer = ("conv_in", "conv_out", "embedding")
-    averaged = train("denoiser", folder, model, schedule, loss_at, outer, show)
+    averaged = train("denoiser", folder, model, schedule, batch_at, loss_of, outer, show, device)
     assert isinstance(averaged, Denoiser)
     return averaged
 
@@ -101,15 +113,13 @@ def for_sampling(model: Denoiser) -> Denoiser:
     return model.eval()
 
 
-def _loss(
-    model: Denoiser, tokenizer: CLIPTokenizer, data: Latents, batch: int, chance: Random
-) -> Tensor:
-    """Of a batch of random rows."""
-    rows = [chance.randrange(len(data.seeds)) for _ in range(batch)]
+def _batch(tokenizer: CLIPTokenizer, data: Latents, number: int, chance: Random) -> Batch:
+    """Of random rows."""
+    rows = [chance.randrange(len(data.seeds)) for _ in range(number)]
     latents, things = data.tensors(rows)
     words = [caption(data.scene(row), chance) for row in rows]
     tokens = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return velocity_loss(lambda noisy, timesteps: model(noisy, timesteps, tokens), latents, things)
+    return latents, things, tokens
 
 
 def velocity_loss(
@@ -125,11 +135,12 @@ def velocity_loss(
     if latents[0, 0].numel() >= _LARGE_LATENT:
         moments = moments**0.7  # a large picture's layout is decided in more noise
     timesteps = (moments * NUM_TIMESTEPS).long()
-    signal = ALPHAS_CUMPROD[timesteps].view(-1, 1, 1, 1)
+    signal = ALPHAS_CUMPROD[timesteps].view(-1, 1, 1, 1).to(latents.device)
+    timesteps = timesteps.to(latents.device)
     noise = torch.randn_like(latents)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(latents.device):
         predicted = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps)
     errors = (predicted.float() - velocity) ** 2
     if things is not None:

@@ -26,6 +26,7 @@ from shared.pipeline import load_pipeline
 from .autoencoder import as_tensor
 from .captions import full_caption
 from .export import DEFAULTS, grid
+from .machine import add_device
 from .scenes import (
     BACKDROPS,
     COLOURED_KINDS,
@@ -51,6 +52,7 @@ CHOICES = {
 # Of objects that are named: are they there, and in their colours? And is there no other one?
 COUNTED = (*CHOICES, "object", "its colour", "no other")
 _SIDE = 128  # pixels that the classifier sees
+_AT_ONCE = 20  # pictures that are made together
 _HELD_OUT = 10**9  # where the seeds of scenes begin that nothing is trained on
 _SCHEDULE = Schedule(steps=2500, muon_lr=3e-3, adamw_lr=1e-3, average=0.99)
 
@@ -84,13 +86,13 @@ class Classifier(nn.Module):
 def main() -> None:
     options = _parse()
     options.run.mkdir(parents=True, exist_ok=True)
-    classifier = train_classifier(options.run)
+    classifier = train_classifier(options.run, options.device)
     seeds = range(_HELD_OUT, _HELD_OUT + options.number)
     scenes = [sample_scene(Random(seed)) for seed in seeds]
     print(f"| {options.number} pictures | {' | '.join(COUNTED)} |\n|---|{'---|' * len(COUNTED)}")
     drawings = [draw(seed, 256, 256)[0] for seed in seeds]
     _print_row("held-out drawings", classifier, drawings, scenes)
-    pipeline = load_pipeline(ModelConfig(name=options.model))
+    pipeline = load_pipeline(ModelConfig(name=options.model, device=options.device))
     pipeline.set_progress_bar_config(disable=True)
     for size in options.sizes:
         for steps in options.steps:
@@ -99,23 +101,31 @@ def main() -> None:
             grid(pictures[:24], columns=8).save(options.run / f"grid-{size}px-{steps}.png")
 
 
-def train_classifier(run: Path) -> Classifier:
+def train_classifier(run: Path, device: str) -> Classifier:
     torch.manual_seed(0)
     classifier = Classifier()
 
-    def loss_at(step: int) -> Tensor:
+    def batch_at(step: int) -> tuple[Tensor, Labels]:
         chance = Random(f"classifier {step}")
         drawn = [
             draw(chance.randrange(_HELD_OUT), side, side)
             for side in [chance.choice((128, 256))] * 24
         ]
         images = torch.cat([_seen(_worn(picture, chance)) for picture, _ in drawn])
-        images = images + torch.randn_like(images) * chance.uniform(0, 0.1)
-        return _loss(classifier(images), _labels([scene for _, scene in drawn]))
+        return images, _labels([scene for _, scene in drawn])
 
-    trained = train("classifier", run, classifier, _SCHEDULE, loss_at, ("features.0.", "heads"))
+    def loss_of(batch: tuple[Tensor, Labels]) -> Tensor:
+        images, labels = batch
+        noisy = images + torch.randn_like(images) * 0.1 * torch.rand(1)
+        found = classifier(noisy.to(device))
+        return _loss(found, {name: label.to(device) for name, label in labels.items()})
+
+    outer = ("features.0.", "heads")
+    trained = train(
+        "classifier", run, classifier, _SCHEDULE, batch_at, loss_of, outer, device=device
+    )
     assert isinstance(trained, Classifier)
-    return trained
+    return trained.cpu()
 
 
 def judge(
@@ -150,14 +160,13 @@ def _render(
     pipeline: DiffusionPipeline, scenes: Sequence[Scene], size: int, steps: int
 ) -> list[Image.Image]:
     settings = DEFAULTS | {"width": size, "height": size, "num_inference_steps": steps}
-    return [
-        pipeline(
-            full_caption(scene, Random(number)),
-            generator=torch.Generator().manual_seed(number),
-            **settings,
-        ).images[0]
-        for number, scene in enumerate(scenes)
-    ]
+    pictures: list[Image.Image] = []
+    for first in range(0, len(scenes), _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, len(scenes)))
+        prompts = [full_caption(scenes[number], Random(number)) for number in numbers]
+        generators = [torch.Generator().manual_seed(number) for number in numbers]
+        pictures += pipeline(prompts, generator=generators, **settings).images
+    return pictures
 
 
 def _seen(picture: Image.Image) -> Tensor:
@@ -208,6 +217,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--number", type=int, default=200, help="of captions (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256], help="px (%(default)s)")
     parser.add_argument("--steps", type=int, nargs="+", default=[20], help="(%(default)s)")
+    add_device(parser)
     return parser.parse_args()
 
 

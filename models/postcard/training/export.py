@@ -51,7 +51,7 @@ def assemble(
 
 def export(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """In half precision; the pipeline itself is left so."""
-    _fit_preview(pipeline.vae, folder)
+    _fit_preview(pipeline.to("cpu").vae, folder)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.half()
     pipeline.save_pretrained(folder)

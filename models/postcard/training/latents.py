@@ -1,6 +1,6 @@
 """The denoiser's data: scenes drawn and encoded once, in each size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .autoencoder import encode, normalised
+from .machine import made_ahead, num_helpers
 from .news import News
 from .scenes import Scene, sample_scene
 from .styles import draw, things_mask
 
 Size = tuple[int, int]  # width and height in pixels
 
-_PIXELS_AT_ONCE = 32 * 128 * 128
+_PIXELS_AT_ONCE = {"cpu": 32 * 128 * 128, "cuda": 8 * 32 * 128 * 128}
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,28 @@ class EncodedScenes:
         number = self._numbers[size]
         # No two sizes have a scene in common.
         first = list(self._numbers).index(size) * 10**7
-        drawings = _Drawings(range(first, first + number), size)
-        at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+        seeds = range(first, first + number)
+        device = self._model.device.type
+        at_once = max(1, _PIXELS_AT_ONCE[device] // (size[0] * size[1]))
         news = News(file.stem, "scenes drawn and encoded", number)
+
+        def drawn(begin: int) -> tuple[Tensor, Tensor]:
+            return _drawn(seeds[begin : begin + at_once], size)
+
         batches = []
-        for pictures, mask in DataLoader(drawings, batch_size=at_once, num_workers=1):
-            batches.append((encode(self._model, normalised(pictures)).half(), mask))
+        begins = range(0, number, at_once)
+        for pictures, masks in made_ahead(drawn, begins, num_helpers(device) or 1):
+            batches.append((encode(self._model, normalised(pictures)).half().cpu(), masks))
             news.tell(min(number, len(batches) * at_once))
         latents, things = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
         self._folder.mkdir(exist_ok=True)
         whole = file.with_suffix(".new.npz")
-        np.savez(whole, seeds=np.array(drawings.seeds), latents=latents, things=things)
+        np.savez(whole, seeds=np.array(seeds), latents=latents, things=things)
         whole.rename(file)
 
 
-class _Drawings(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """The scenes of these seeds: [height, width, 3] bytes, and where the objects are in latents."""
-
-    def __init__(self, seeds: range, size: Size) -> None:
-        self.seeds, self._size = seeds, size
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        seed = self.seeds[index]
-        mask = things_mask(seed, *self._size).reduce(8)
-        return np.array(draw(seed, *self._size)[0]), np.array(mask)
+def _drawn(seeds: Sequence[int], size: Size) -> tuple[Tensor, Tensor]:
+    """[n, height, width, 3] of bytes, and where objects are: [n, height / 8, width / 8]."""
+    pictures = [np.asarray(draw(seed, *size)[0]) for seed in seeds]
+    masks = [np.asarray(things_mask(seed, *size).reduce(8)) for seed in seeds]
+    return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(masks))

@@ -20,6 +20,7 @@ from shared.pipeline import load_pipeline
 from .autoencoder import as_tensor, encode
 from .captions import caption
 from .denoiser import velocity_loss
+from .machine import add_device, made_ahead, num_helpers
 from .scenes import sample_scene
 from .styles import paint
 
@@ -32,7 +33,8 @@ def main() -> None:
     options = _parse()
     torch.set_num_threads(options.threads)
     for style in STYLES:
-        pipeline = load_pipeline(ModelConfig(name=options.model, dtype="float32"))
+        config = ModelConfig(name=options.model, device=options.device, dtype="float32")
+        pipeline = load_pipeline(config)
         file = options.output / f"{style}.safetensors"
         train_lora(pipeline, style, options.steps)
         _save(pipeline, file)
@@ -42,6 +44,7 @@ def main() -> None:
 def train_lora(pipeline: DiffusionPipeline, style: str, steps: int) -> None:
     """Give the pipeline's UNet an adapter for this way of painting."""
     torch.manual_seed(0)
+    device = pipeline.device.type
     layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out"]
     config = LoraConfig(r=_RANK, lora_alpha=_RANK, target_modules=layers)
     pipeline.unet.requires_grad_(False)
@@ -49,8 +52,9 @@ def train_lora(pipeline: DiffusionPipeline, style: str, steps: int) -> None:
     weights = [weight for weight in pipeline.unet.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=2e-3)
     rates = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    for step in range(steps):
-        loss = _loss(pipeline, style, Random(f"{style} {step}"))
+    batches = made_ahead(lambda step: _batch(style, step), range(steps), num_helpers(device))
+    for step, (pictures, words) in enumerate(batches):
+        loss = _loss(pipeline, pictures, words)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -59,14 +63,18 @@ def train_lora(pipeline: DiffusionPipeline, style: str, steps: int) -> None:
             print(f"{style}: step {step + 1} of {steps}, loss {loss.item():.4f}", flush=True)
 
 
-def _loss(pipeline: DiffusionPipeline, style: str, chance: Random) -> Tensor:
+def _batch(style: str, step: int) -> tuple[Tensor, list[str]]:
+    chance = Random(f"{style} {step}")
     # Captions of the flat style mostly name none, so it is this one that comes without a word.
     scenes = [replace(sample_scene(chance), style="flat") for _ in range(_BATCH)]
     painted = [paint(replace(scene, style=style), chance, _SIDE, _SIDE) for scene in scenes]
-    words = [caption(scene, chance) for scene in scenes]
+    return as_tensor(painted), [caption(scene, chance) for scene in scenes]
+
+
+def _loss(pipeline: DiffusionPipeline, pictures: Tensor, words: list[str]) -> Tensor:
     with torch.no_grad():
-        latents = encode(pipeline.vae, as_tensor(painted))
-        hidden = pipeline.encode_prompt(words, "cpu", 1, False)[0]
+        latents = encode(pipeline.vae, pictures)
+        hidden = pipeline.encode_prompt(words, pipeline.device, 1, False)[0]
     return velocity_loss(lambda noisy, time: pipeline.unet(noisy, time, hidden).sample, latents)
 
 
@@ -87,6 +95,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)"
     )
+    add_device(parser)
     return parser.parse_args()
 
 

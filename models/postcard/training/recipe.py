@@ -1,7 +1,7 @@
 """How much of everything: the sizes that are learnt, and for how long."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .denoiser import Bucket
 from .latents import Size
@@ -30,7 +30,7 @@ BUCKETS = {
     (256, 384): Bucket(batch=8, early=0, late=0.025),
 }
 
-FULL = Recipe(
+_CPU = Recipe(
     autoencoder=Schedule(steps=4000, muon_lr=5e-3, adamw_lr=1e-3, average=0.998),
     denoiser=Schedule(steps=30_000, muon_lr=4e-3, adamw_lr=1e-3, average=0.9995, save_every=1000),
     num_scenes={
@@ -47,6 +47,15 @@ FULL = Recipe(
     },
     buckets=BUCKETS,
 )
+
+# A GPU learns from eight times as many pictures in a step, and needs fewer steps.
+_CUDA = replace(
+    _CPU,
+    denoiser=replace(_CPU.denoiser, steps=2200, average=0.999),
+    buckets={size: replace(each, batch=8 * each.batch) for size, each in BUCKETS.items()},
+)
+
+FULL = {"cpu": _CPU, "cuda": _CUDA}
 
 # Every stage in a minute or two: its pictures are noise.
 TINY = Recipe(

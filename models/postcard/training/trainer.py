@@ -1,16 +1,20 @@
 """The loop that trains a module: optimizers, averaged weights, checkpoints to go on from."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from .machine import made_ahead, num_helpers
 from .news import News
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
@@ -85,30 +89,35 @@ def train(
     folder: Path,
     module: nn.Module,
     schedule: Schedule,
-    loss_at: Callable[[int], Tensor],
+    batch_at: Callable[[int], Batch],
+    loss_of: Callable[[Batch], Tensor],
     outer: tuple[str, ...],
     show: Callable[[nn.Module, int], None] | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
-    """Train the module with the loss of each step, and give its averaged weights.
+    """Train the module with the loss of each step's batch, and give its averaged weights.
 
     Goes on where `folder` says that it stopped; each step draws from its own seed, so it makes no
     difference whether it stopped. `show` is given the averaged module whenever it is saved.
+    With a GPU, batches are made ahead by other processes.
     """
-    module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    module.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     average = AveragedModel(module, multi_avg_fn=partial(_average, schedule.average))
     optimizer = Optimizer(module, schedule, outer)
     file = folder / f"{name}.pt"
     begin = _load(file, module, average, optimizer)
     news = News(name, "steps", schedule.steps, begin)
-    for step in range(begin, schedule.steps):
+    steps = range(begin, schedule.steps)
+    batches = made_ahead(batch_at, steps, num_helpers(device))
+    for step, batch in zip(steps, batches, strict=True):
         torch.manual_seed(step)
         module.zero_grad(set_to_none=True)
-        loss = loss_at(step)
+        loss = loss_of(batch)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step(schedule.rate(step))
         average.update_parameters(module)
-        news.tell(step + 1, loss.item())
+        news.tell(step + 1, loss.detach())
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
             _save(file, module, average, optimizer, step + 1)
             if show:
@@ -118,13 +127,12 @@ def train(
 
 @torch.no_grad()
 def _average(
-    keep: float, averaged: Sequence[Tensor], weights: Sequence[Tensor], num_averaged: Tensor
+    keep: float, averaged: list[Tensor], weights: list[Tensor], num_averaged: Tensor
 ) -> None:
     """Keep less in the beginning, when what there is to keep is worth little."""
     number = int(num_averaged)
     share = min(keep, (1 + number) / (20 + number))
-    for old, new in zip(averaged, weights, strict=True):
-        old.lerp_(new, 1 - share)
+    torch._foreach_lerp_(averaged, weights, 1 - share)
 
 
 def _save(
@@ -145,7 +153,7 @@ def _load(file: Path, module: nn.Module, average: AveragedModel, optimizer: Opti
     """The steps that are done."""
     if not file.exists():
         return 0
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, weights_only=True, map_location="cpu")
     module.load_state_dict(state["module"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
