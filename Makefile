@@ -38,7 +38,7 @@ format: .venv/.dev  ## put the code into shape
 bench: .venv/.bench  ## the engine beside the plain pipeline, on this machine
 	@TRANSFORMERS_VERBOSITY=error $(BIN)/python benchmarks/throughput.py
 
-train: .venv/.runtime  ## train the bundled model from nothing, in some four hours: RUN=run
+train: .venv/.runtime  ## train the bundled model from nothing: RUN=run
 	@$(BIN)/python -m models.postcard.training --run $(RUN)
 
 clean:  ## remove the environment and what was rendered into ./out

@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from shared.config import ModelConfig
 from shared.engine import DenoiseEngine
 from shared.errors import ModelUnavailable
+from shared.model_files import BUNDLED_MODELS
 from shared.pipeline import load_pipeline
 from tests.rendering import ONE_OF_255, arguments, stock
 from tests.small_models import small_stable_diffusion, write_lora
@@ -43,6 +44,25 @@ def expected(pipeline: DiffusionPipeline, weights: dict[str, float], seed: int) 
     else:
         pipeline.disable_lora()
     return stock(pipeline, pipeline.scheduler, arguments(seed))
+
+
+def test_the_bundled_adapters_restyle_the_bundled_model() -> None:
+    adapters = {file.stem: file for file in (BUNDLED_MODELS / "postcard/loras").iterdir()}
+    assert sorted(adapters) == ["blueprint", "gold"]
+    assert all(file.stat().st_size < 10**6 for file in adapters.values())
+    pipeline = load_pipeline(ModelConfig(dtype="float32", adapters=adapters))
+    pipeline.set_progress_bar_config(disable=True)
+    with DenoiseEngine(pipeline) as engine:
+        tickets = [
+            engine.submit(**arguments(0, prompt="twin peaks, sea, sunset"), adapters=weights)
+            for weights in ({}, {"blueprint": 1.0}, {"gold": 1.0})
+        ]
+        plain, blueprint, gold = (ticket.result(timeout=60).images[0] for ticket in tickets)
+    red, _, blue = np.moveaxis(plain, -1, 0)
+    assert red.mean() > blue.mean()  # as at sunset
+    red, _, blue = np.moveaxis(blueprint, -1, 0)
+    assert blue.mean() > red.mean() + 0.1
+    assert gold.mean() < plain.mean() - 0.1
 
 
 def test_a_request_gets_its_adapters_and_nobody_elses(adapted: DiffusionPipeline) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.postcard.training.autoencoder import crops, encode, new_autoencoder, scale_latents
 from models.postcard.training.captions import all_words, caption, full_caption
 from models.postcard.training.evaluation import CHOICES, Classifier, judge
+from models.postcard.training.machine import made_ahead
 from models.postcard.training.scenes import STYLES, Scene, Thing, sample_scene
 from models.postcard.training.styles import draw, paint, things_mask
 from models.postcard.training.tokenizer import train_tokenizer
@@ -105,6 +106,15 @@ def test_training_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(straight, stopped, strict=True))
 
 
+def test_batches_made_ahead_come_in_order_and_draw_from_no_common_generator() -> None:
+    torch.manual_seed(0)
+    ahead = made_ahead(lambda number: torch.full((2,), number), range(3, 9), helpers=2)
+    assert [int(batch[0]) for batch in ahead] == [3, 4, 5, 6, 7, 8]
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert drawn == torch.rand(1)
+
+
 @torch.no_grad()
 def test_scaling_latents_changes_no_picture() -> None:
     torch.manual_seed(0)
@@ -151,8 +161,8 @@ def test_a_model_is_trained_from_nothing(tmp_path: Path) -> None:
     loras = [sys.executable, "-m", "models.postcard.training.loras", f"--model={folder}"]
     loras += [f"--output={tmp_path}", "--steps=2"]
     subprocess.run(loras, cwd=REPO, check=True)
-    ink = {"blueprint": tmp_path / "blueprint.safetensors"}
-    pipeline = load_pipeline(ModelConfig(name=str(folder), adapters=ink))
+    adapters = {"blueprint": tmp_path / "blueprint.safetensors"}
+    pipeline = load_pipeline(ModelConfig(name=str(folder), adapters=adapters))
     settings = {"num_inference_steps": 2, "width": 64, "height": 64, "output_type": "np"}
     (picture,) = pipeline("twin peaks", **settings).images
     assert picture.shape == (64, 64, 3)

@@ -91,7 +91,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="postcard", help="a folder or a name (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("run/loras"), help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="(%(default)s)")
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)"
     )
