@@ -53,8 +53,9 @@ def test_the_bundled_adapters_restyle_the_bundled_model() -> None:
     pipeline = load_pipeline(ModelConfig(dtype="float32", adapters=adapters))
     pipeline.set_progress_bar_config(disable=True)
     with DenoiseEngine(pipeline) as engine:
+        asked = {"prompt": "twin peaks, sea, sunset", "width": 128, "height": 128}
         tickets = [
-            engine.submit(**arguments(0, prompt="twin peaks, sea, sunset"), adapters=weights)
+            engine.submit(**arguments(0, **asked), adapters=weights)
             for weights in ({}, {"blueprint": 1.0}, {"gold": 1.0})
         ]
         plain, blueprint, gold = (ticket.result(timeout=60).images[0] for ticket in tickets)
