@@ -9,11 +9,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from shared.pipeline import default_dtype
-
 ONE_OF_255 = 1 / 255
-# A CPU that has to imitate bfloat16 takes minutes for it, and nobody would use it there.
-CPU_DTYPES = {"float32", str(default_dtype(torch.device("cpu"))).removeprefix("torch.")}
 
 
 def arguments(seed: int, **changed: Any) -> dict[str, Any]:
