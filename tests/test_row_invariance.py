@@ -99,10 +99,12 @@ def delicate_values(layer: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("layer", "dtype"), [(nn.SiLU(), torch.float32), (nn.GELU(), torch.bfloat16)], ids=str
+    ("layer", "dtype", "tolerance"),
+    [(nn.SiLU(), torch.float32, 1e-6), (nn.GELU(), torch.bfloat16, 2e-5)],  # a bit's worth, there
+    ids=str,
 )
 def test_activations_do_not_depend_on_where_threads_meet(
-    layer: nn.Module, dtype: torch.dtype
+    layer: nn.Module, dtype: torch.dtype, tolerance: float
 ) -> None:
     # Rows of a size for which two threads often meet within a vector.
     values = delicate_values(layer, dtype)
@@ -113,7 +115,7 @@ def test_activations_do_not_depend_on_where_threads_meet(
         assert all(torch.equal(layer(rows[:n])[:1], expected) for n in range(1, 38))
         whole = layer(rows)
         assert all(torch.equal(layer(rows[n:])[0], whole[n]) for n in range(37))
-    torch.testing.assert_close(layer(rows), whole)
+    assert (layer(rows) - whole).abs().max() < tolerance
 
 
 def test_fixed_lines_give_a_line_the_same_bits_in_any_number() -> None:

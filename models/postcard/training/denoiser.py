@@ -83,7 +83,7 @@ def train_denoiser(
         model.unet.set_attn_processor(AttnProcessor())
         model.text_encoder.set_attn_implementation("eager")
     for size in buckets:
-        data.of(size)  # in this process, once
+        data.of(size)  # here, once, and not in each process that makes batches
 
     def batch_at(step: int) -> Batch:
         chance = Random(f"batch {step}")
