@@ -19,7 +19,7 @@ from shared.engine import DenoiseEngine, Priority
 from shared.engine.calls import _RunGreenlet
 from shared.errors import Cancelled
 from shared.model_files import load_noise_schedulers, resolve_folder
-from shared.pipeline import load_pipeline
+from shared.pipeline import default_dtype, load_pipeline
 from tests.rendering import ONE_OF_255, arguments, mixed, stock
 from tests.small_models import small_stable_diffusion
 
@@ -159,14 +159,16 @@ def check(pipeline: DiffusionPipeline, arrival: Arrival, ticket: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_hundred_random_companies_give_one_picture(dtype: str) -> None:
+def test_random_companies_give_one_picture(dtype: str) -> None:
     pipeline = load_pipeline(ModelConfig(dtype=dtype))
+    # Fewer in the other one: a processor that imitates bfloat16 takes ten times as long.
+    number = 200 if pipeline.dtype == default_dtype(pipeline.device) else 20
     chance = random.Random(0)
     mine: list[Any] = []
     with DenoiseEngine(pipeline) as engine:
         asked = {"width": 64, "height": 64, "num_inference_steps": 2, "guidance_scale": 3.0}
         alone = engine.submit(**arguments(5, **asked)).result(timeout=60).images[0]
-        for company in range(200):
+        for company in range(number):
             others = [
                 engine.submit(**mixed(chance.randint(0, 999), (64,)) | {"num_inference_steps": 2})
                 for _ in range(chance.randint(0, 7))
@@ -183,4 +185,4 @@ def test_two_hundred_random_companies_give_one_picture(dtype: str) -> None:
                 for each in mine:
                     assert np.array_equal(each.result(timeout=60).images[0], alone)
                 mine.clear()
-        assert engine.counters().num_shared_forwards > 100
+        assert engine.counters().num_shared_forwards > number / 2
