@@ -3,11 +3,13 @@
 On a cluster they belong into the environment of every node (`env_vars` of service.yaml).
 """
 
-# Shorter ways from the client to the engine and back: 3 to 5 of 15 ms (docs/decisions.md).
+# What each is worth: docs/decisions.md, "Ray Serve's short ways".
 SERVE_ENVIRONMENT = {
     # From proxy to ingress and from ingress to generator, instead of calls of actors.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # Our handlers only wait, and the engine has a thread of its own: no more of them are needed.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # The controller looks after the replicas once a second, and not ten times.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
 }
