@@ -6,13 +6,14 @@ python benchmarks/compare.py --mix all --loads closed-64 poisson-0.9 --json foun
 
 Everything runs on this machine: the client, and one system at a time. A load is
 
-closed-N       N callers, each of which asks again when it has its picture
+closed-N       N callers, each of which asks again when it has its picture; at least 4 calls each
 poisson-SHARE  calls at random moments, at that share of what the service has just rendered a second
 burst-N        N at once, again and again, at nine tenths of that
 trace-FILE     a CSV file with the columns arrival_s, num_inference_steps and n
 
 A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser
-compiled. With --bare, what bare.py finds without any service stands beside them.
+compiled, or with a generator for each core (service/each-core). With --bare, what bare.py finds
+without any service stands beside them.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from shared.config import Compiler
 from shared.cpu_workers import CPU_WORKER
 
 OURS = "service"
+EACH_CORE = "each-core"
 MIX_WORDS = {
     "equal": "20 steps",
     "steps": "10 to 50 steps",
@@ -108,7 +110,8 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
 
 async def run(client: Client, load: str, capacity: float, options: argparse.Namespace) -> Outcome:
     kind, _, value = load.partition("-")
-    wanted = calls(options.calls, options.mix, options.size, seed=1)
+    number = max(options.calls, 4 * int(value)) if kind == "closed" else options.calls
+    wanted = calls(number, options.mix, options.size, seed=1)
     if kind == "closed":
         return await client.closed_loop(wanted, int(value))
     if kind == "trace":
@@ -125,7 +128,10 @@ def running(system: str, dtype: str) -> Iterator[str]:
     """The system's address, once it has rendered a picture."""
     name, _, backend = system.partition("/")
     if name == OURS:
-        with local_service(model={"dtype": dtype}, engine={"compile": backend or None}) as service:
+        is_each = backend == EACH_CORE
+        engine = {"compile": None if is_each else backend or None}
+        number = os.cpu_count() or 1 if is_each else 1
+        with local_service(num_generators=number, model={"dtype": dtype}, engine=engine) as service:
             yield service.url
         return
     port = free_port()
@@ -258,7 +264,7 @@ def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, ob
 
 
 def _system(text: str) -> str:
-    systems = [f"{OURS}/{compiler}" for compiler in get_args(Compiler)]
+    systems = [f"{OURS}/{kind}" for kind in (EACH_CORE, *get_args(Compiler))]
     systems += ALTERNATIVES
     systems += [f"{name}/{backend}" for name in ALTERNATIVES for backend in BACKENDS]
     if text not in systems:

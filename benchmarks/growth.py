@@ -52,13 +52,13 @@ def main() -> None:
 
 
 def at_once(service: LocalService, number: int) -> Point:
-    outcome = _run(service, _calls(max(64, 2 * number), 64), number)
+    outcome = _run(service, _calls(max(64, 4 * number), 64), number)
     return Point(number, 1 / outcome, _megabytes(service))
 
 
 def of_size(service: LocalService, size: int) -> Point:
-    """Alone in the service, twice."""
-    rate = _run(service, _calls(2, size), 1)
+    """Alone in the service, thrice."""
+    rate = _run(service, _calls(3, size), 1)
     return Point(size, 1 / rate / (size * size / 1e6) / _STEPS, _megabytes(service))
 
 

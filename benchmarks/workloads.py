@@ -37,16 +37,11 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run: seconds of each call that was answered, and from the first to the last."""
+    """Of one run: seconds of each call that was answered, and pictures a second."""
 
     latencies_s: list[float]
-    num_pictures: int
     num_failed: int
-    seconds: float
-
-    @property
-    def pictures_per_s(self) -> float:
-        return self.num_pictures / self.seconds
+    pictures_per_s: float
 
 
 def quantile(latencies_s: Sequence[float], share: float) -> float:
@@ -98,7 +93,12 @@ class Client:
         self._url, self._takes_n = url, takes_n
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
-        """So many callers, each of which asks again as soon as it has its pictures."""
+        """So many callers, each of which asks again as soon as it has its pictures.
+
+        Pictures a second are counted from the answer by which each of them has had one, to the
+        answer after which the first finds nothing more to ask: before and after that it is filled
+        and drained. With fewer than twice as many calls as callers there is no such time.
+        """
         left = iter(wanted)
 
         async def keep_asking(http: httpx.AsyncClient) -> list[_Answer]:
@@ -108,7 +108,7 @@ class Client:
             some = await asyncio.gather(*(keep_asking(http) for _ in range(concurrency)))
             return [answer for each in some for answer in each]
 
-        return await self._measured(ask_all)
+        return await self._measured(ask_all, concurrency)
 
     async def open_loop(self, arrivals: Sequence[Arrival]) -> Outcome:
         """They come when they come, whatever became of those before."""
@@ -123,19 +123,24 @@ class Client:
         )
 
     async def _measured(
-        self, work: "Callable[[httpx.AsyncClient], Awaitable[list[_Answer]]]"
+        self,
+        work: "Callable[[httpx.AsyncClient], Awaitable[list[_Answer]]]",
+        num_callers: int = 0,
     ) -> Outcome:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=self._url, timeout=900, limits=limits) as http:
             begun = time.perf_counter()
-            answers = await work(http)
-            seconds = time.perf_counter() - begun
+            answers = sorted(await work(http), key=lambda answer: answer.at_s)
         good = [answer for answer in answers if answer.is_good]
+        num_failed = len(answers) - len(good)
+        if num_callers and len(answers) >= 2 * num_callers:
+            begun = answers[num_callers - 1].at_s
+            answers = answers[num_callers : len(answers) - num_callers + 1]
         return Outcome(
             latencies_s=[answer.seconds for answer in good],
-            num_pictures=sum(answer.num_pictures for answer in good),
-            num_failed=len(answers) - len(good),
-            seconds=seconds,
+            num_failed=num_failed,
+            pictures_per_s=sum(each.num_pictures for each in answers if each.is_good)
+            / (answers[-1].at_s - begun),
         )
 
     async def _ask(self, http: httpx.AsyncClient, call: Call) -> "_Answer":
@@ -146,11 +151,13 @@ class Client:
             bodies = [call]
         responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
         is_good = all(response.status_code == 200 for response in responses)
-        return _Answer(is_good, number, time.perf_counter() - begun)
+        now = time.perf_counter()
+        return _Answer(is_good, number, now, now - begun)
 
 
 @dataclass(frozen=True)
 class _Answer:
     is_good: bool
     num_pictures: int
+    at_s: float
     seconds: float
