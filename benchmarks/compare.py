@@ -68,6 +68,7 @@ class Found:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
     options = _parse()
     found: list[Found] = []
     for number in range(options.rounds):
