@@ -3,11 +3,11 @@ from typing import get_args
 
 import pytest
 from PIL import Image, ImageChops
-from sd_parsers import ParserManager
 
 from shared.config import RequestLimits
 from shared.image_codec import encode, read_provenance
 from shared.request import CanonicalRequest, ImageFormat, Provenance
+from tests.tool_metadata import read_by_tools
 
 PROVENANCE = Provenance(
     request=CanonicalRequest(
@@ -47,8 +47,7 @@ def test_equal_pictures_are_equal_bytes(format: ImageFormat) -> None:
 
 @every_format
 def test_stable_diffusion_tools_read_the_request(format: ImageFormat) -> None:
-    found = ParserManager().parse(io.BytesIO(encode(PIXELS, PROVENANCE, format)))
-    assert found is not None
+    found = read_by_tools(encode(PIXELS, PROVENANCE, format))
     request = PROVENANCE.request
     assert [each.value for each in found.prompts] == [request.prompt]
     assert [each.value for each in found.negative_prompts] == [request.negative_prompt]
