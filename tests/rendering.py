@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from shared.pipeline import default_dtype
+
 ONE_OF_255 = 1 / 255
+
+
+def is_imitated(dtype: torch.dtype) -> bool:
+    """Whether this processor does not compute in it, and takes some ten times as long."""
+    return dtype not in (torch.float32, default_dtype(torch.device("cpu")))
 
 
 def arguments(seed: int, **changed: Any) -> dict[str, Any]:

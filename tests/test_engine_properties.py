@@ -19,8 +19,8 @@ from shared.engine import DenoiseEngine, Priority
 from shared.engine.calls import _RunGreenlet
 from shared.errors import Cancelled
 from shared.model_files import load_noise_schedulers, resolve_folder
-from shared.pipeline import default_dtype, load_pipeline
-from tests.rendering import ONE_OF_255, arguments, mixed, stock
+from shared.pipeline import load_pipeline
+from tests.rendering import ONE_OF_255, arguments, is_imitated, mixed, stock
 from tests.small_models import small_stable_diffusion
 
 SCHEDULERS = list(load_noise_schedulers(resolve_folder(ModelConfig())).values())[:10]
@@ -161,8 +161,7 @@ def check(pipeline: DiffusionPipeline, arrival: Arrival, ticket: Any) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_random_companies_give_one_picture(dtype: str) -> None:
     pipeline = load_pipeline(ModelConfig(dtype=dtype))
-    # Fewer in the other one: a processor that imitates bfloat16 takes ten times as long.
-    number = 200 if pipeline.dtype == default_dtype(pipeline.device) else 20
+    number = 20 if is_imitated(pipeline.dtype) else 200
     chance = random.Random(0)
     mine: list[Any] = []
     with DenoiseEngine(pipeline) as engine:

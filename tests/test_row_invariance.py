@@ -15,8 +15,9 @@ from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.row_invariance import COUNTS, default_rule, find_rule, rows_kept_apart
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
-from shared.pipeline import default_dtype, load_pipeline
+from shared.pipeline import load_pipeline
 from tests.conftest import REPO
+from tests.rendering import is_imitated
 from tests.small_models import small_stable_diffusion
 
 
@@ -77,7 +78,6 @@ def check_the_assumed_rule(numbers: list[int]) -> None:
     """With so many threads each, and sizes that threads do not share evenly."""
     for dtype in ("float32", "bfloat16"):
         unet: UNet2DConditionModel = load_pipeline(ModelConfig(dtype=dtype)).unet
-        is_imitated = unet.dtype not in (torch.float32, default_dtype(unet.device))
         text = torch.randn(1, 77, unet.config.cross_attention_dim, dtype=unet.dtype)
         with rows_kept_apart(unet):
             # 32 latents a side are from where on torch has other ways to normalise groups.
@@ -85,7 +85,7 @@ def check_the_assumed_rule(numbers: list[int]) -> None:
                 torch.set_num_threads(threads)
                 sample = torch.randn(1, 4, side, side, dtype=unet.dtype)
                 call = described(unet, sample=sample, encoder_hidden_states=text)
-                is_slow = is_imitated or side >= 32
+                is_slow = side >= 32 or is_imitated(unet.dtype)
                 tried = (2, 3, 5) if is_slow else (2, 3, 5, 8, 14, 16, 20)
                 assumed = default_rule(call).counts or tried
                 counts = tuple(n for n in tried if n in assumed)
