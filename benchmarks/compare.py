@@ -31,7 +31,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import httpx
 import torch
@@ -129,10 +129,12 @@ def running(system: str, dtype: str) -> Iterator[str]:
     """The system's address, once it has rendered a picture."""
     name, _, backend = system.partition("/")
     if name == OURS:
-        is_each = backend == EACH_CORE
-        engine = {"compile": None if is_each else backend or None}
-        number = os.cpu_count() or 1 if is_each else 1
-        with local_service(num_generators=number, model={"dtype": dtype}, engine=engine) as service:
+        args: dict[str, Any] = {"model": {"dtype": dtype}}
+        if backend == EACH_CORE:
+            args["num_generators"] = os.cpu_count() or 1
+        elif backend:
+            args["engine"] = {"compile": backend}
+        with local_service(**args) as service:
             yield service.url
         return
     port = free_port()
