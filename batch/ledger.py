@@ -70,6 +70,10 @@ class Ledger:
         """This group of the shard is given to an engine now."""
         self._tries[shard].entered = group
 
+    async def leave(self, shard: str) -> None:
+        """None of the shard is in the engine any more: later deaths are not of its rows."""
+        self._tries[shard].entered = None
+
     async def end(self, shard: str) -> None:
         """The shard is committed."""
         self._tries.pop(shard, None)

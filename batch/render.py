@@ -154,6 +154,9 @@ class _RemoteLedger:
     async def enter(self, shard: str, group: int) -> None:
         await self._actor.enter.remote(shard, group)
 
+    async def leave(self, shard: str) -> None:
+        await self._actor.leave.remote(shard)
+
     async def end(self, shard: str) -> None:
         self._tell()
         await self._actor.end.remote(shard)
@@ -210,6 +213,7 @@ class ShardRenderer:
             for index, group in enumerate(assignment.groups):
                 await self._ledger.enter(shard, index)
                 await asyncio.gather(*(self._render_image(rendering, row) for row in group))
+            await self._ledger.leave(shard)
         table = beside(to_table(rendering.rows, METADATA_SCHEMA), kept_columns(plan))
         await asyncio.to_thread(self._commit, shard, rendering.stored, table)
         await self._ledger.end(shard)

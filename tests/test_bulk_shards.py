@@ -1,14 +1,17 @@
 """The bulk door without Ray: shards rendered in this process, then held against the plan."""
 
 import asyncio
+import contextlib
 import io
 import json
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -246,6 +249,9 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
+KILLED = threading.Event()
+
+
 class KillingRenderer(PlainRenderer):
     """Ends its process for one of its prompts, and for whatever is in it at that time."""
 
@@ -255,16 +261,30 @@ class KillingRenderer(PlainRenderer):
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
         if request.prompt == self._kills:
+            KILLED.set()
             raise Killed
         return await super().render(request)
+
+
+class LedgerOfTheKilled(Ledger):
+    """Hears nothing more of a process that has ended, whose tasks may run on for a moment here."""
+
+    async def enter(self, shard: str, group: int) -> None:
+        if not KILLED.is_set():
+            await super().enter(shard, group)
+
+    async def leave(self, shard: str) -> None:
+        if not KILLED.is_set():
+            await super().leave(shard)
 
 
 def test_a_row_that_kills_is_found_and_given_up(tmp_path: Path) -> None:
     prompts = [f"p{i}" for i in range(16)]
     plan, output = plan_run(tmp_path, {"prompt": prompts}, shard_rows=8)
-    ledger = Ledger()
+    ledger = LedgerOfTheKilled()
     num_deaths = 0
     while pending := pending_shards(plan, output):
+        KILLED.clear()
         try:
             render(plan, output, pending, lambda: KillingRenderer("p3"), ledger=ledger)
         except Killed:
@@ -276,6 +296,32 @@ def test_a_row_that_kills_is_found_and_given_up(tmp_path: Path) -> None:
     rows = output.read_table("metadata/000000.parquet").to_pylist()
     assert [row["prompt"] for row in rows if row["status"] == "error"] == ["p3"]
     assert "died of it 3 times, alone" in rows[3]["error"]
+
+
+class SlowFolder(OutputFolder):
+    """The process ends before it has written the second shard's metadata, if it is to end."""
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        if name == "metadata/000001.parquet" and KILLED.wait(1):
+            raise OSError("its process is gone")
+        super().write_table(name, table)
+
+
+def test_who_only_waits_to_be_committed_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batch.render.OutputFolder", SlowFolder)
+    prompts = [f"p{i}" for i in range(10)]
+    plan, output = plan_run(tmp_path, {"prompt": prompts}, shard_rows=8)
+    ledger = LedgerOfTheKilled()
+    while pending := pending_shards(plan, output):
+        KILLED.clear()
+        with contextlib.suppress(Killed):  # the shard of two is rendered before the one that kills
+            shards = [*pending][::-1]
+            render(plan, output, shards, lambda: KillingRenderer("p3"), ledger=ledger)
+    tables = output.read_tables(["metadata/000000.parquet", "metadata/000001.parquet"])
+    rows = [row for table in tables for row in table.to_pylist()]
+    assert [row["prompt"] for row in rows if row["status"] == "error"] == ["p3"]
 
 
 @every_format
