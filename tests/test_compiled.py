@@ -36,6 +36,13 @@ class FixedToItsFirstSize(Wave):
         return (super().forward(sample)[0] + float(sample.shape[-1]),)
 
 
+class FixedToItsFirstRows(Wave):
+    """As the pieces of a Linear layer were."""
+
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        return (super().forward(sample)[0] * torch.ones(len(sample), 1, 1, 1),)
+
+
 @pytest.fixture(params=get_args(Compiler))
 def compiler(request: pytest.FixtureRequest) -> Compiler:
     chosen: Compiler = request.param
@@ -90,6 +97,12 @@ def test_what_depends_on_a_size_is_not_converted() -> None:
         sample = torch.randn(2, 4, 8, 8)
         assert torch.equal(module(sample)[0], Wave.forward(module, sample)[0] + 8)
     assert next(module.parameters()).dtype == torch.float32
+
+
+def test_what_fits_one_number_of_rows_is_not_converted() -> None:
+    module = FixedToItsFirstRows()
+    with torch.no_grad(), compilable(module, lambda: False), pytest.raises(RuntimeError):
+        compile_(module, "openvino")
 
 
 def test_true_stands_for_torch() -> None:

@@ -42,6 +42,11 @@ class Compilable:
 
             self._compiled = OpenVinoForward(self._module, self._own, kwargs)
 
+    @property
+    def ways(self) -> list[Forward]:
+        """Those that a call may go."""
+        return [self._own] if self._compiled is None else [self._compiled, self._own]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is None or self._is_adapted():
             return self._own(*args, **kwargs)

@@ -13,15 +13,18 @@ things were found that keep a row's bits, whoever else is in the forward (docs/d
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from diffusers.models.activations import GEGLU, GELU
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 from shared.engine import step_batch
 from shared.engine.calls import replaced
+from shared.engine.compiled import Compilable
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 
@@ -77,12 +80,24 @@ def _work(rule: RowRule) -> int:
 
 
 def _lines_of(call: StepCall, count: int) -> list[bytes]:
-    """What the first row of `call` comes to in each place of a forward of `count` of it."""
-    output = call.call.method(**step_batch.copies(call, count))
+    """What the first row of `call` comes to in each place of a forward of `count` of it.
+
+    Of each way that its module has, since others may go another one than `call`.
+    """
+    method = call.call.method
+    ways = method.ways if isinstance(method, Compilable) else [method]
+    kwargs = step_batch.copies(call, count)
+    return [
+        b"".join(lines)
+        for lines in zip(*(_lines(call, way(**kwargs)) for way in ways), strict=True)
+    ]
+
+
+def _lines(call: StepCall, output: Any) -> list[bytes]:
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     if call.returns_list:
         return [_bits(leaf) for leaf in leaves]
-    return [b"".join(_bits(leaf[i]) for leaf in leaves) for i in range(count)]
+    return [b"".join(map(_bits, line)) for line in zip(*leaves, strict=True)]
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -114,7 +129,7 @@ def _in_pieces(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A Linear layer that takes few lines in pieces of a fixed number."""
 
     def forward(lines: Tensor) -> Tensor:
-        if lines.ndim != 2 or len(lines) > _MOST_LINES:
+        if lines.ndim != 2 or len(lines) > _MOST_LINES or _is_traced():
             return own(lines)
         padded = F.pad(lines, (0, 0, 0, -len(lines) % _LINEAR_LINES))
         pieces = padded.chunk(len(padded) // _LINEAR_LINES)
@@ -135,7 +150,7 @@ def _evenly(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """
 
     def activate(elements: Tensor) -> Tensor:
-        if elements.device.type != "cpu" or torch.compiler.is_compiling():
+        if elements.device.type != "cpu" or torch.compiler.is_compiling() or _is_traced():
             return own(elements)
         elements = elements.contiguous()  # torch's choice of kernel depends on it
         unit = _VECTORS_BYTES // elements.element_size()
@@ -146,6 +161,11 @@ def _evenly(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return torch.cat([own(piece) for piece in pieces]).reshape(elements.shape)
 
     return activate
+
+
+def _is_traced() -> bool:
+    """For another compiler, which would take numbers of rows for fixed."""
+    return bool(is_tracing())  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache(maxsize=4096)

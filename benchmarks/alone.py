@@ -1,0 +1,98 @@
+"""Seconds of one request alone: the plain pipeline, the engine, and the engine compiled, by turns.
+
+python benchmarks/alone.py --size 256 --steps 20
+"""
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from shared.config import ModelConfig
+from shared.cpu_workers import CPU_WORKER, restart_with
+from shared.engine import DenoiseEngine
+from shared.pipeline import load_pipeline
+
+COMPILER = "openvino"
+
+
+def main() -> None:
+    options = _parse()
+    request = {
+        "prompt": "twin peaks sf in basquiat painting style",
+        "width": options.size,
+        "height": options.size,
+        "num_inference_steps": options.steps,
+    }
+    pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
+    pipeline.set_progress_bar_config(disable=True)
+    print(
+        f"{options.size} px, {options.steps} steps, {pipeline.dtype} on {pipeline.device}, "
+        f"{torch.get_num_threads()} threads; median (and least to most) of "
+        f"{options.rounds} rounds of {options.requests}"
+    )
+
+    def plain() -> list[float]:
+        return timed(lambda: pipeline(**request), options.requests)
+
+    def engine() -> list[float]:
+        with DenoiseEngine(pipeline) as engine:
+            return timed(lambda: engine.submit(**request).result(), options.requests)
+
+    def compiled() -> list[float]:
+        with DenoiseEngine(pipeline) as engine:
+            engine.compile(COMPILER, prompt="a", width=128, height=256, num_inference_steps=1)
+            return timed(lambda: engine.submit(**request).result(), options.requests)
+
+    sides = {"pipe()": plain, "engine": engine, f"engine, {COMPILER}": compiled}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(options.rounds):
+        for name, side in sides.items():
+            seconds[name] += in_a_thread(side)
+    base = statistics.median(seconds["pipe()"])
+    for name, each in seconds.items():
+        median = statistics.median(each)
+        print(
+            f"{name:18} {median:6.2f} s ({min(each):.2f} to {max(each):.2f}), "
+            f"{median / base:.2f} of pipe()"
+        )
+
+
+def timed(render: Callable[[], Any], number: int) -> list[float]:
+    """Seconds of each, after one that warms up."""
+    seconds = []
+    for _ in range(number + 1):
+        started = time.perf_counter()
+        render()
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def in_a_thread(side: Callable[[], list[float]]) -> list[float]:
+    """In one that ends: while a thread lives that has run torch, its OpenMP workers do too, and
+    slow whoever comes next."""
+    seconds: list[float] = []
+    thread = threading.Thread(target=lambda: seconds.extend(side()))
+    thread.start()
+    thread.join()
+    return seconds
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="postcard")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--size", type=int, default=256, help="pixels per side (%(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="(%(default)s)")
+    parser.add_argument("--requests", type=int, default=5, help="per round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    restart_with(CPU_WORKER)  # as workers of both doors run
+    main()
