@@ -87,18 +87,37 @@ def main() -> None:
     options = _parse()
     options.run.mkdir(parents=True, exist_ok=True)
     classifier = train_classifier(options.run, options.device)
-    seeds = range(_HELD_OUT, _HELD_OUT + options.number)
-    scenes = [sample_scene(Random(seed)) for seed in seeds]
+    numbers = range(options.number)
+    scenes = [held_out_scene(number) for number in numbers]
+    prompts = [full_caption(scenes[number], Random(number)) for number in numbers]
     print(f"| {options.number} pictures | {' | '.join(COUNTED)} |\n|---|{'---|' * len(COUNTED)}")
-    drawings = [draw(seed, 256, 256)[0] for seed in seeds]
+    drawings = [draw(_HELD_OUT + number, 256, 256)[0] for number in numbers]
     _print_row("held-out drawings", classifier, drawings, scenes)
     pipeline = load_pipeline(ModelConfig(name=options.model, device=options.device))
     pipeline.set_progress_bar_config(disable=True)
     for size in options.sizes:
         for steps in options.steps:
-            pictures = _render(pipeline, scenes, size, steps)
+            pictures = render(pipeline, prompts, numbers, size, steps)
             _print_row(f"{size} px, {steps} steps", classifier, pictures, scenes)
             grid(pictures[:24], columns=8).save(options.run / f"grid-{size}px-{steps}.png")
+
+
+def held_out_scene(number: int) -> Scene:
+    """A scene that nothing is trained on."""
+    return sample_scene(Random(_HELD_OUT + number))
+
+
+def render(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], size: int, steps: int
+) -> list[Image.Image]:
+    """A square picture of each of the prompts."""
+    settings = DEFAULTS | {"width": size, "height": size, "num_inference_steps": steps}
+    pictures: list[Image.Image] = []
+    for first in range(0, len(prompts), _AT_ONCE):
+        these = slice(first, first + _AT_ONCE)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[these]]
+        pictures += pipeline(list(prompts[these]), generator=generators, **settings).images
+    return pictures
 
 
 def train_classifier(run: Path, device: str) -> Classifier:
@@ -154,19 +173,6 @@ def _print_row(
 ) -> None:
     shares = judge(classifier, pictures, scenes).values()
     print(f"| {name} | {' | '.join(f'{share:.2f}' for share in shares)} |", flush=True)
-
-
-def _render(
-    pipeline: DiffusionPipeline, scenes: Sequence[Scene], size: int, steps: int
-) -> list[Image.Image]:
-    settings = DEFAULTS | {"width": size, "height": size, "num_inference_steps": steps}
-    pictures: list[Image.Image] = []
-    for first in range(0, len(scenes), _AT_ONCE):
-        numbers = range(first, min(first + _AT_ONCE, len(scenes)))
-        prompts = [full_caption(scenes[number], Random(number)) for number in numbers]
-        generators = [torch.Generator().manual_seed(number) for number in numbers]
-        pictures += pipeline(prompts, generator=generators, **settings).images
-    return pictures
 
 
 def _seen(picture: Image.Image) -> Tensor:
