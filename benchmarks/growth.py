@@ -10,7 +10,7 @@ number of them. That of prompts in a bulk job: bulk_overhead.py.
 
 import argparse
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,23 +32,39 @@ class Point:
     megabytes: float
 
 
+@dataclass(frozen=True)
+class Curve:
+    name: str
+    points: list[Point]
+
+
 def main() -> None:
     options = _parse()
     with local_service() as service:
-        callers = [at_once(service, number) for number in CALLERS]
-        sizes = [of_size(service, size) for size in SIZES]
-    replicas = [of_replicas(number) for number in REPLICAS]
-    curves = {
-        "callers at once, 64 px: seconds of a picture": callers,
-        "pixels a side: seconds of a megapixel and step": sizes,
-        "replicas, each with its part of the cores, 64 px: seconds of a picture": replicas,
-    }
-    for name, points in curves.items():
-        print(f"\n{name}")
-        for point in points:
-            print(f"{point.where:6}  {point.unit_s:8.4f} s  {point.megabytes:6.0f} MB")
+        curves = [
+            measured(
+                "callers at once, 64 px: seconds of a picture",
+                (at_once(service, number) for number in CALLERS),
+            ),
+            measured(
+                "pixels a side: seconds of a megapixel and step",
+                (of_size(service, size) for size in SIZES),
+            ),
+        ]
+    name = "replicas, each with its part of the cores, 64 px: seconds of a picture"
+    curves.append(measured(name, map(of_replicas, REPLICAS)))
     if options.plot:
         plot(curves, options.plot)
+
+
+def measured(name: str, points: Iterable[Point]) -> Curve:
+    """Each is told when it is found."""
+    print(f"\n{name}")
+    curve = Curve(name, [])
+    for point in points:
+        print(f"{point.where:6}  {point.unit_s:8.4f} s  {point.megabytes:6.0f} MB", flush=True)
+        curve.points.append(point)
+    return curve
 
 
 def at_once(service: LocalService, number: int) -> Point:
@@ -64,7 +80,7 @@ def of_size(service: LocalService, size: int) -> Point:
 
 def of_replicas(number: int) -> Point:
     with local_service(num_generators=number) as service:
-        rate = _run(service, _calls(128, 64), 64)
+        rate = _run(service, _calls(256, 64), 64)
         return Point(number, 1 / rate, _megabytes(service))
 
 
@@ -87,7 +103,7 @@ def _megabytes(service: LocalService) -> float:
     return max(each.memory_info().rss for each in service.processes("Generator")) / 1e6
 
 
-def plot(curves: dict[str, list[Point]], file: Path) -> None:
+def plot(curves: Sequence[Curve], file: Path) -> None:
     from matplotlib import pyplot  # the bench extra; only this needs it
 
     values: dict[str, Callable[[Point], float]] = {
@@ -97,14 +113,15 @@ def plot(curves: dict[str, list[Point]], file: Path) -> None:
     figure, panels = pyplot.subplots(
         len(values), len(curves), figsize=(4 * len(curves), 4), layout="constrained"
     )
-    for column, (name, points) in enumerate(curves.items()):
+    for column, curve in enumerate(curves):
         for row, (unit, value) in enumerate(values.items()):
             panel = panels[row][column]
-            panel.plot([str(each.where) for each in points], [*map(value, points)], "o-")
+            where = [str(point.where) for point in curve.points]
+            panel.plot(where, [*map(value, curve.points)], "o-")
             panel.set_ylim(bottom=0)
             panel.set_ylabel(unit)
             panel.spines[["top", "right"]].set_visible(False)
-        panels[-1][column].set_xlabel(name.partition(":")[0])
+        panels[-1][column].set_xlabel(curve.name.partition(":")[0])
     figure.savefig(file, dpi=120)
 
 

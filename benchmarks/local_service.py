@@ -1,6 +1,7 @@
 """A service on this machine for a benchmark: a Ray cluster of its own, gone when it is done."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -21,6 +22,8 @@ import psutil
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
+
+logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 _APPLICATION = "imagine"
 _NUM_CPUS = os.cpu_count() or 1

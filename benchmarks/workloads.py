@@ -97,7 +97,7 @@ class Client:
 
         Pictures a second are counted from the answer by which each of them has had one, to the
         answer after which the first finds nothing more to ask: before and after that it is filled
-        and drained. With fewer than twice as many calls as callers there is no such time.
+        and drained. With fewer than four times as many calls as callers it is the whole run.
         """
         left = iter(wanted)
 
@@ -133,7 +133,7 @@ class Client:
             answers = sorted(await work(http), key=lambda answer: answer.at_s)
         good = [answer for answer in answers if answer.is_good]
         num_failed = len(answers) - len(good)
-        if num_callers and len(answers) >= 2 * num_callers:
+        if num_callers and len(answers) >= 4 * num_callers:
             begun = answers[num_callers - 1].at_s
             answers = answers[num_callers : len(answers) - num_callers + 1]
         return Outcome(
