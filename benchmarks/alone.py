@@ -4,6 +4,7 @@ python benchmarks/alone.py --size 256 --steps 20
 """
 
 import argparse
+import functools
 import statistics
 import threading
 import time
@@ -12,12 +13,10 @@ from typing import Any
 
 import torch
 
-from shared.config import ModelConfig
+from shared.config import Compiler, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine import DenoiseEngine
 from shared.pipeline import load_pipeline
-
-COMPILER = "openvino"
 
 
 def main() -> None:
@@ -39,16 +38,17 @@ def main() -> None:
     def plain() -> list[float]:
         return timed(lambda: pipeline(**request), options.requests)
 
-    def engine() -> list[float]:
+    def engine(compiler: Compiler | None = None) -> list[float]:
         with DenoiseEngine(pipeline) as engine:
+            if compiler:
+                engine.compile(compiler, prompt="a", width=128, height=256, num_inference_steps=1)
             return timed(lambda: engine.submit(**request).result(), options.requests)
 
-    def compiled() -> list[float]:
-        with DenoiseEngine(pipeline) as engine:
-            engine.compile(COMPILER, prompt="a", width=128, height=256, num_inference_steps=1)
-            return timed(lambda: engine.submit(**request).result(), options.requests)
-
-    sides = {"pipe()": plain, "engine": engine, f"engine, {COMPILER}": compiled}
+    sides = {
+        "pipe()": plain,
+        "engine": engine,
+        "engine, openvino": functools.partial(engine, "openvino"),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, side in sides.items():
