@@ -1,17 +1,18 @@
 """Seconds of one request alone: the plain pipeline, the engine, and the engine compiled, by turns.
 
+make .venv/.bench
 python benchmarks/alone.py --size 256 --steps 20
 """
 
 import argparse
 import functools
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from in_thread import in_thread
 
 from shared.config import Compiler, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
@@ -52,7 +53,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, side in sides.items():
-            seconds[name] += in_a_thread(side)
+            seconds[name] += in_thread(side)
     base = statistics.median(seconds["pipe()"])
     for name, each in seconds.items():
         median = statistics.median(each)
@@ -70,16 +71,6 @@ def timed(render: Callable[[], Any], number: int) -> list[float]:
         render()
         seconds.append(time.perf_counter() - started)
     return seconds[1:]
-
-
-def in_a_thread(side: Callable[[], list[float]]) -> list[float]:
-    """In one that ends: while a thread lives that has run torch, its OpenMP workers do too, and
-    slow whoever comes next."""
-    seconds: list[float] = []
-    thread = threading.Thread(target=lambda: seconds.extend(side()))
-    thread.start()
-    thread.join()
-    return seconds
 
 
 def _parse() -> argparse.Namespace:

@@ -11,10 +11,10 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from in_thread import in_thread
 from torch import Tensor
 
 from shared.engine import DenoiseEngine
@@ -84,12 +84,6 @@ def in_engine(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> No
     with DenoiseEngine(pipeline) as engine:
         for ticket in [engine.submit(**request) for request in requests]:
             ticket.result()
-
-
-def in_thread(work: Callable[[], float]) -> float:
-    """`work` in a thread that ends, so that neither side has the other's OpenMP workers."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
 
 
 if __name__ == "__main__":

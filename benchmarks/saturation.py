@@ -13,12 +13,12 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from in_thread import in_thread
 
 from shared.config import ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
@@ -102,12 +102,6 @@ def bare_loop(forwards: list[Forward]) -> float:
     for forward in forwards:
         forward()
     return time.perf_counter() - started
-
-
-def in_thread(work: Callable[[], float]) -> float:
-    """`work` in a thread that ends, so that neither side has the other's OpenMP workers."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(work).result()
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ python benchmarks/throughput.py --size 128 --rounds 3 --plot throughput.png
 import argparse
 import random
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from in_thread import in_thread
 
 from shared.config import ModelConfig
 from shared.engine import DenoiseEngine
@@ -78,11 +78,7 @@ def one_by_one(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> N
         for request in requests:
             pipeline(**request)
 
-    # In a thread that ends, as the engine's does: a thread that has run torch keeps its team of
-    # OpenMP workers as long as it lives, and that slows whoever comes next.
-    thread = threading.Thread(target=render)
-    thread.start()
-    thread.join()
+    in_thread(render)  # one that ends, as the engine's does
 
 
 def in_engine(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> None:
