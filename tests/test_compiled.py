@@ -66,10 +66,11 @@ def test_a_module_is_compiled_once_for_all_sizes_and_rows(
 ) -> None:
     with compilable(module, lambda: False):
         compile_(module, compiler)
-        for rows, height, width in [(2, 8, 8), (3, 16, 20), (7, 9, 13)]:
-            sample = torch.randn(rows, 4, height, width)
-            (expected,) = Wave.forward(module, sample, scale=2.0)
-            torch.testing.assert_close(module(sample=sample, scale=2.0), (expected,))
+        sizes = [(2, 8, 8), (1, 8, 8), (1, 8, 8), (3, 16, 20), (7, 9, 13)]
+        samples = [torch.randn(rows, 4, height, width) for rows, height, width in sizes]
+        outputs = [module(sample=sample, scale=2.0) for sample in samples]
+        for sample, output in zip(samples, outputs, strict=True):  # no later one has changed it
+            torch.testing.assert_close(output, Wave.forward(module, sample, scale=2.0))
     assert "forward" not in vars(module)
 
 
