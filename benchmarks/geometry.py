@@ -80,12 +80,13 @@ def compare(model: Path, options: argparse.Namespace) -> None:
     for _ in range(options.rounds):
         engine = engine_alone_s(model, wanted)
         with local_service(model={"name": str(model)}) as service:
-            door = service_s(service.url, wanted)
+            door, forwards = service_s(service.url, wanted)
             (generator,) = service.processes("Generator")
             memory = generator.memory_info().rss / 1e9
         job = job_s(model, wanted)
         print(
-            f"engine {engine:.2f} s, service {door:.2f} s ({memory:.2f} GB), bulk job {job:.2f} s",
+            f"engine {engine:.2f} s, service {door:.2f} s ({memory:.2f} GB; "
+            f"{100 * (1 - forwards / door):.2f} % of it no forward), bulk job {job:.2f} s",
             flush=True,
         )
         overheads["service"].append(door / engine - 1)
@@ -117,14 +118,19 @@ async def engine_s(model: Path, wanted: list[Request]) -> float:
         return time.perf_counter() - begun
 
 
-def service_s(url: str, wanted: list[Request]) -> float:
+def service_s(url: str, wanted: list[Request]) -> tuple[float, float]:
+    """Seconds from the first request to the last answer, and those of forwards among them."""
+
     def ask(request: Request) -> None:
         httpx.post(f"{url}/imagine", json=request, timeout=None).raise_for_status()
 
-    begun = time.perf_counter()
+    def forwards_s() -> float:
+        return float(httpx.get(f"{url}/stats").json()["busy_s"])
+
+    before, begun = forwards_s(), time.perf_counter()
     with ThreadPoolExecutor(len(wanted)) as callers:
         list(callers.map(ask, wanted))
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, forwards_s() - before
 
 
 def job_s(model: Path, wanted: list[Request]) -> float:
