@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import openvino
@@ -22,20 +21,14 @@ class OpenVinoForward:
     They may have other sizes; where a size does not fit, `own` itself is called. Raises ValueError
     if OpenVINO does not do what the module does, whose Python may depend on sizes, and RuntimeError
     if it depends on the number of rows.
-
-    Each half of the threads takes half of the rows (a guided picture has two), since threads that
-    share each layer wait at its end for the one that was held up.
     """
 
     def __init__(self, module: nn.Module, own: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         self._own = own
         tensors, self._rest = _split(kwargs)
         dtype = tensors[0].dtype
-        threads = torch.get_num_threads()
-        num_parts = 1 if threads % 2 else 2
         settings = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": num_parts,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
             "ENABLE_CPU_PINNING": False,  # engines side by side would all take the first cores
         }
@@ -43,8 +36,7 @@ class OpenVinoForward:
         try:
             flat = _Flat(module, own, self._rest)
             model = _converted(flat, tuple(tensor.float() for tensor in tensors))
-            compiled = openvino.Core().compile_model(model, "CPU", settings)
-            self._requests = [compiled.create_infer_request() for _ in range(num_parts)]
+            self._run = openvino.Core().compile_model(model, "CPU", settings)
             self._fits = _Fits(model)
         finally:
             nn.Module.to(module, dtype)
@@ -54,17 +46,8 @@ class OpenVinoForward:
         tensors, rest = _split(kwargs)
         if args or rest != self._rest or not self._fits(tensors):
             return self._own(*args, **kwargs)
-        return (self._run([tensor.float() for tensor in tensors]).to(tensors[0].dtype),)
-
-    def _run(self, tensors: list[Tensor]) -> Tensor:
-        requests = self._requests[: len(tensors[0])]
-        parts = zip(*(tensor.tensor_split(len(requests)) for tensor in tensors), strict=True)
-        with ExitStack() as stack:  # which waits for all, even where one fails
-            for request, part in zip(requests, parts, strict=True):
-                request.start_async([tensor.numpy() for tensor in part])
-                stack.callback(request.wait)
-        # Copied, since each request puts its next output into the same memory.
-        return torch.cat([torch.from_numpy(each.get_output_tensor().data) for each in requests])
+        (output,) = self._run([tensor.float().numpy() for tensor in tensors]).values()
+        return (torch.from_numpy(output).to(tensors[0].dtype),)
 
     def _check(self, kwargs: dict[str, Any]) -> None:
         for change in (_as_it_is, _turned, _with_a_row_less):
