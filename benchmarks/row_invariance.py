@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from shared.config import ModelConfig
-from shared.engine.row_invariance import rows_kept_apart
+from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
 REFERENCE_ROWS = 8

@@ -4,7 +4,6 @@ import itertools
 import subprocess
 import sys
 
-import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from shared.config import ModelConfig
 from shared.engine import step_batch
 from shared.engine.calls import ModuleCall, PipelineRun
-from shared.engine.row_invariance import COUNTS, default_rule, find_rule, rows_kept_apart
+from shared.engine.layers import rows_kept_apart
+from shared.engine.row_invariance import COUNTS, default_rule, find_rule
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from shared.pipeline import load_pipeline
@@ -90,41 +90,3 @@ def check_the_assumed_rule(numbers: list[int]) -> None:
                 assumed = default_rule(call).counts or tried
                 counts = tuple(n for n in tried if n in assumed)
                 assert find_rule(call, counts).counts == counts, (dtype, threads, side)
-
-
-def delicate_values(layer: nn.Module, dtype: torch.dtype) -> Tensor:
-    """Those that the layer gives another result alone than in a vector; any, if there are none."""
-    values = torch.linspace(-6, 6, 4096).to(dtype)
-    alone = torch.cat([layer(value.view(1)) for value in values])
-    differ = layer(values) != alone
-    return values[differ] if differ.any() else values
-
-
-@pytest.mark.parametrize(
-    ("layer", "dtype", "tolerance"),
-    [(nn.SiLU(), torch.float32, 1e-6), (nn.GELU(), torch.bfloat16, 2e-5)],  # a bit's worth, there
-    ids=str,
-)
-def test_activations_do_not_depend_on_where_threads_meet(
-    layer: nn.Module, dtype: torch.dtype, tolerance: float
-) -> None:
-    # Rows of a size for which two threads often meet within a vector.
-    values = delicate_values(layer, dtype)
-    rows = values[torch.randint(len(values), (37, 32, 41, 25))]
-    module = nn.ModuleList([layer, nn.Linear(1, 1, dtype=dtype)])  # what is to do depends on both
-    with rows_kept_apart(module):
-        expected = layer(rows[:1])
-        assert all(torch.equal(layer(rows[:n])[:1], expected) for n in range(1, 38))
-        whole = layer(rows)
-        assert all(torch.equal(layer(rows[n:])[0], whole[n]) for n in range(37))
-    assert (layer(rows) - whole).abs().max() < tolerance
-
-
-def test_fixed_lines_give_a_line_the_same_bits_in_any_number() -> None:
-    layer = nn.Linear(320, 1280)
-    lines = torch.randn(40, 320)
-    with rows_kept_apart(layer):
-        expected = layer(lines)
-        assert all(torch.equal(layer(lines[:n]), expected[:n]) for n in range(1, 40))
-    assert (layer(lines) - expected).abs().max() < 1e-5
-    assert "forward" not in vars(layer)

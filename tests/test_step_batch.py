@@ -9,7 +9,8 @@ from diffusers import UNet2DConditionModel
 
 from shared.engine import step_batch
 from shared.engine.calls import ModuleCall, PipelineRun
-from shared.engine.row_invariance import default_rule, rows_kept_apart
+from shared.engine.layers import rows_kept_apart
+from shared.engine.row_invariance import default_rule
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from tests.small_models import small_stable_diffusion

@@ -9,7 +9,8 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     declarations      where a module class takes its rows     (a table)
     step_batch        gather and scatter                      (tensors, no policy)
     row_rule          how many rows a forward may carry       (policy, no tensors)
-    row_invariance    the search for that rule                (tensors, no policy)
+    layers            rows that keep their bits in company    (wraps a module's layers)
+    row_invariance    the search for the row rule             (tensors, no policy)
     compiled          forwards that compilers made            (wraps a module)
     openvino_forward  one of these compilers
     step_scheduler    who goes next                           (policy, no tensors)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from shared.engine.calls import PipelineRun, current_run, parking, replaced
 from shared.engine.compiled import compilable
 from shared.engine.declarations import arguments_of
+from shared.engine.layers import rows_kept_apart
 from shared.engine.prompt_cache import PromptCache, caching
-from shared.engine.row_invariance import rows_kept_apart
 
 logger = logging.getLogger(__name__)
 

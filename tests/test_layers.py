@@ -1,0 +1,110 @@
+"""Layers as the engine runs them: a row's bits whatever the company, and rounded as torch does."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.engine.layers import rows_kept_apart
+
+# A layer, and the shape of a row. On processors with AMX torch's own give rows of most of these
+# other bits in company.
+BFLOAT16_LAYERS = [
+    (nn.Linear(256, 1024), (77,)),
+    (nn.Linear(640, 2560), (1,)),
+    (nn.Linear(1024, 256, bias=False), (16,)),
+    (nn.Conv2d(128, 128, 3, padding=1), (1, 1)),
+    (nn.Conv2d(128, 160, 3, padding=1), (2, 2)),
+    (nn.Conv2d(128, 128, 3, padding=1, stride=2), (3, 4)),
+    (nn.Conv2d(64, 96, 1), (2, 2)),
+    (nn.Conv2d(64, 64, 3, padding=2, dilation=2, groups=2), (16, 16)),
+]
+
+
+def rows_for(layer: nn.Module, shape: tuple[int, ...], number: int) -> Tensor:
+    """Of that shape, to which the layer's channels are added."""
+    if isinstance(layer, nn.Linear):
+        return torch.randn(number, *shape, layer.in_features)
+    assert isinstance(layer, nn.Conv2d)
+    return torch.randn(number, layer.in_channels, *shape)
+
+
+@pytest.mark.parametrize(("layer", "shape"), BFLOAT16_LAYERS, ids=str)
+@torch.no_grad()
+def test_in_bfloat16_a_row_has_the_same_bits_in_any_company(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    layer = copy.deepcopy(layer).bfloat16()
+    rows = rows_for(layer, shape, 32).bfloat16()
+    with rows_kept_apart(layer):
+        expected = torch.cat([layer(row) for row in rows.split(1)])
+        for number in range(2, 33):
+            assert torch.equal(layer(rows[-number:]), expected[-number:]), number
+    assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize(("layer", "shape"), BFLOAT16_LAYERS, ids=str)
+@torch.no_grad()
+def test_in_bfloat16_layers_round_no_worse_than_torchs_own(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    rounded = copy.deepcopy(layer).bfloat16()
+    rows = rows_for(layer, shape, 32).bfloat16()
+    exact = copy.deepcopy(rounded).float()(rows.float())
+    own = (rounded(rows) - exact).norm()
+    with rows_kept_apart(rounded):
+        assert rounded(rows).shape == exact.shape
+        assert (rounded(rows) - exact).norm() < 1.02 * own
+
+
+@pytest.mark.parametrize("side", [8, 33])  # threads share pixels of large pictures
+@torch.no_grad()
+def test_groups_are_normalised_alike_after_packed_convolutions(side: int) -> None:
+    module = nn.Sequential(nn.Conv2d(4, 64, 3, padding=1), nn.GroupNorm(32, 64), nn.SiLU())
+    module = module.bfloat16()
+    rows = torch.randn(16, 4, side, side).bfloat16()
+    own = module(rows)
+    with rows_kept_apart(module):
+        expected = torch.cat([module(row) for row in rows.split(1)])
+        for number in range(2, 17):
+            assert torch.equal(module(rows[-number:]), expected[-number:]), number
+    assert (expected - own).abs().max() < 2**-5  # one bit of the largest, which are below 8
+
+
+def delicate_values(layer: nn.Module, dtype: torch.dtype) -> Tensor:
+    """Those that the layer gives another result alone than in a vector; any, if there are none."""
+    values = torch.linspace(-6, 6, 4096).to(dtype)
+    alone = torch.cat([layer(value.view(1)) for value in values])
+    differ = layer(values) != alone
+    return values[differ] if differ.any() else values
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype", "tolerance"),
+    [(nn.SiLU(), torch.float32, 1e-6), (nn.GELU(), torch.bfloat16, 2e-5)],  # a bit's worth, there
+    ids=str,
+)
+def test_activations_do_not_depend_on_where_threads_meet(
+    layer: nn.Module, dtype: torch.dtype, tolerance: float
+) -> None:
+    # Rows of a size for which two threads often meet within a vector.
+    values = delicate_values(layer, dtype)
+    rows = values[torch.randint(len(values), (37, 32, 41, 25))]
+    module = nn.ModuleList([layer, nn.Linear(1, 1, dtype=dtype)])  # what is to do depends on both
+    with rows_kept_apart(module):
+        expected = layer(rows[:1])
+        assert all(torch.equal(layer(rows[:n])[:1], expected) for n in range(1, 38))
+        whole = layer(rows)
+        assert all(torch.equal(layer(rows[n:])[0], whole[n]) for n in range(37))
+    assert (layer(rows) - whole).abs().max() < tolerance
+
+
+def test_fixed_lines_give_a_line_the_same_bits_in_any_number() -> None:
+    layer = nn.Linear(320, 1280)
+    lines = torch.randn(40, 320)
+    with rows_kept_apart(layer):
+        expected = layer(lines)
+        assert all(torch.equal(layer(lines[:n]), expected[:n]) for n in range(1, 40))
+    assert (layer(lines) - expected).abs().max() < 1e-5
+    assert "forward" not in vars(layer)
