@@ -1,5 +1,7 @@
 """Milliseconds per row of a UNet forward and of a decode, for each number of rows and size.
 
+The UNet's layers are the engine's.
+
 python benchmarks/rows.py --sizes 128 256
 python benchmarks/rows.py --sizes 128 256 --compile openvino
 """
@@ -17,6 +19,7 @@ from shared.arguments import add_compile
 from shared.config import Compiler, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine.compiled import compilable
+from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)
@@ -33,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
     print(f"{pipeline.dtype} on {pipeline.device}, {torch.get_num_threads()} threads")
-    with compilable(pipeline.unet, lambda: False):
+    with rows_kept_apart(pipeline.unet), compilable(pipeline.unet, lambda: False):
         if options.compile:
             compile_(pipeline, options.compile)
         report(pipeline, options.sizes)

@@ -1,9 +1,9 @@
 """The engine at saturation beside its raw limit: the same forwards in a bare loop.
 
 Every forward that the engine runs, of text encoder, denoiser and decoder, is recorded once. Then
-engine and a loop that does nothing but these forwards, with the same numbers of rows, take turns.
-The median of the rounds' ratios counts: the two sides of a round have the machine in one mood. The
-process has the memory settings that the doors give theirs.
+engine and a loop that does nothing but these forwards, with the same layers and numbers of rows,
+take turns. The median of the rounds' ratios counts: the two sides of a round have the machine in
+one mood. The process has the memory settings that the doors give theirs.
 
 python benchmarks/saturation.py --sizes 128 256
 """
@@ -24,6 +24,7 @@ from shared.config import ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine import DenoiseEngine
 from shared.engine.calls import replaced
+from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
 Forward = Callable[[], Any]
@@ -66,7 +67,8 @@ def measure(
     engine_s, bare_s = [], []
     for _ in range(options.rounds):
         engine_s.append(in_engine(pipeline, size, options))
-        bare_s.append(in_thread(lambda: bare_loop(forwards)))
+        with rows_kept_apart(pipeline.unet):
+            bare_s.append(in_thread(lambda: bare_loop(forwards)))
     return engine_s, bare_s
 
 

@@ -58,6 +58,18 @@ def test_in_bfloat16_layers_round_no_worse_than_torchs_own(
         assert (rounded(rows) - exact).norm() < 1.02 * own
 
 
+@torch.no_grad()
+def test_a_layer_that_a_compiler_casts_to_read_it_is_itself_again_after() -> None:
+    layer = nn.Linear(4, 4).bfloat16()
+    line = torch.randn(1, 4)
+    with rows_kept_apart(layer):
+        layer.float()
+        read = layer(line)
+        layer.bfloat16()
+        assert layer(line.bfloat16()).dtype == torch.bfloat16
+    assert (layer.float()(line) - read).abs().max() == 0
+
+
 @pytest.mark.parametrize("side", [8, 33])  # threads share pixels of large pictures
 @torch.no_grad()
 def test_groups_are_normalised_alike_after_packed_convolutions(side: int) -> None:

@@ -79,7 +79,7 @@ def _packed_linear(layer: nn.Linear) -> _Layer:
     )
 
     def forward(lines: Tensor) -> Tensor:
-        if _is_compiled():
+        if _is_converted(lines):
             return own(lines)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(
             lines, weight(), layer.bias, "none", [], ""
@@ -108,7 +108,7 @@ def _packed_convolution(layer: nn.Conv2d) -> _Layer:
         return output
 
     def forward(pictures: Tensor) -> Tensor:
-        if _is_compiled():
+        if _is_converted(pictures):
             return own(pictures)
         height, width = (
             _side_after(layer, side, axis) for axis, side in enumerate(pictures.shape[-2:])
@@ -186,6 +186,11 @@ def _evenly(own: _Layer) -> _Layer:
 def _is_channels_last(elements: Tensor) -> bool:
     in_order = elements.is_contiguous(memory_format=torch.channels_last)
     return in_order and not elements.is_contiguous()
+
+
+def _is_converted(inputs: Tensor) -> bool:
+    """For a compiler, which may have the module cast to read it."""
+    return _is_compiled() or inputs.dtype != torch.bfloat16
 
 
 def _is_compiled() -> bool:
