@@ -19,10 +19,15 @@ KEEP_FREED_MEMORY = {
 # the picture that is being encoded, and by whoever answers. Other OpenMP libraries ignore it.
 SLEEP_BETWEEN_FORWARDS = {"GOMP_SPINCOUNT": "10000"}
 
-CPU_WORKER = KEEP_FREED_MEMORY | SLEEP_BETWEEN_FORWARDS
+# oneDNN keeps the code that it made for a layer and a number of rows, for the last 1024 of them. A
+# denoiser has a hundred layers and its forwards any number of rows: soon each is made again and
+# again.
+KEEP_MADE_CODE = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384"}
+
+CPU_WORKER = KEEP_FREED_MEMORY | SLEEP_BETWEEN_FORWARDS | KEEP_MADE_CODE
 
 
 def restart_with(settings: Mapping[str, str]) -> None:
-    """Run this program anew if it lacks these: malloc and libgomp read theirs when it starts."""
+    """Run this program anew if it lacks these: these libraries read theirs when it starts."""
     if not settings.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
