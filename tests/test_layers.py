@@ -58,6 +58,19 @@ def test_in_bfloat16_layers_round_no_worse_than_torchs_own(
         assert (rounded(rows) - exact).norm() < 1.02 * own
 
 
+def test_layers_that_compute_in_their_own_way_are_left_to_it() -> None:
+    class Quantized(nn.Linear):
+        """Its weight is not what it multiplies by."""
+
+    wrapped = nn.Linear(4, 4)
+    wrapped.forward = lambda lines: lines  # type: ignore[method-assign]
+    mirrored = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+    layers = nn.ModuleList([Quantized(4, 4), wrapped, mirrored]).bfloat16()
+    own = [vars(layer).get("forward") for layer in layers]
+    with rows_kept_apart(layers):
+        assert [vars(layer).get("forward") for layer in layers] == own
+
+
 @torch.no_grad()
 def test_a_layer_that_a_compiler_casts_to_read_it_is_itself_again_after() -> None:
     layer = nn.Linear(4, 4).bfloat16()

@@ -52,9 +52,9 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
     packs = by_row and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with ExitStack() as stack:
         for layer in module.modules():
-            if packs and isinstance(layer, nn.Linear):
+            if packs and isinstance(layer, nn.Linear) and _is_plain(layer):
                 stack.enter_context(replaced(layer, "forward", _packed_linear(layer)))
-            elif packs and isinstance(layer, nn.Conv2d) and _can_be_packed(layer):
+            elif packs and isinstance(layer, nn.Conv2d) and _is_plain(layer):
                 stack.enter_context(replaced(layer, "forward", _packed_convolution(layer)))
             elif packs and isinstance(layer, nn.GroupNorm):
                 stack.enter_context(replaced(layer, "forward", _by_picture(layer.forward)))
@@ -65,6 +65,16 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
             elif isinstance(layer, GEGLU | GELU):
                 stack.enter_context(replaced(layer, "gelu", _evenly(layer.gelu)))
         yield
+
+
+def _is_plain(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether it computes as torch's does: quantized ones and such as others wrap do not."""
+    if type(layer) not in (nn.Linear, nn.Conv2d) or "forward" in vars(layer):
+        return False
+    is_padded_alike = isinstance(layer, nn.Linear) or (
+        layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    )
+    return is_padded_alike and type(layer.weight) is nn.Parameter
 
 
 def _packed_linear(layer: nn.Linear) -> _Layer:
@@ -87,10 +97,6 @@ def _packed_linear(layer: nn.Linear) -> _Layer:
         return output
 
     return forward
-
-
-def _can_be_packed(layer: nn.Conv2d) -> bool:
-    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _packed_convolution(layer: nn.Conv2d) -> _Layer:
