@@ -10,33 +10,38 @@ from shared.engine.layers import rows_kept_apart
 
 # A layer, and the shape of a row. On processors with AMX torch's own give rows of most of these
 # other bits in company.
-BFLOAT16_LAYERS = [
-    (nn.Linear(256, 1024), (77,)),
-    (nn.Linear(640, 2560), (1,)),
-    (nn.Linear(1024, 256, bias=False), (16,)),
-    (nn.Conv2d(128, 128, 3, padding=1), (1, 1)),
-    (nn.Conv2d(128, 160, 3, padding=1), (2, 2)),
-    (nn.Conv2d(128, 128, 3, padding=1, stride=2), (3, 4)),
-    (nn.Conv2d(64, 96, 1), (2, 2)),
-    (nn.Conv2d(64, 64, 3, padding=2, dilation=2, groups=2), (16, 16)),
-]
+each_layer = pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(256, 1024), (77,)),
+        (nn.Linear(640, 2560), (1,)),
+        (nn.Linear(1024, 256, bias=False), (16,)),
+        (nn.Conv2d(128, 128, 3, padding=1), (1, 1)),
+        (nn.Conv2d(128, 160, 3, padding=1), (2, 2)),
+        (nn.Conv2d(128, 128, 3, padding=1, stride=2), (3, 4)),
+        (nn.Conv2d(64, 96, 1), (2, 2)),
+        (nn.Conv2d(64, 64, 3, padding=2, dilation=2, groups=2), (16, 16)),
+    ],
+    ids=str,
+)
 
 
-def rows_for(layer: nn.Module, shape: tuple[int, ...], number: int) -> Tensor:
-    """Of that shape, to which the layer's channels are added."""
+def in_bfloat16(layer: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    """The layer and 32 rows of that shape, to which its channels are added."""
     if isinstance(layer, nn.Linear):
-        return torch.randn(number, *shape, layer.in_features)
-    assert isinstance(layer, nn.Conv2d)
-    return torch.randn(number, layer.in_channels, *shape)
+        rows = torch.randn(32, *shape, layer.in_features)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        rows = torch.randn(32, layer.in_channels, *shape)
+    return copy.deepcopy(layer).bfloat16(), rows.bfloat16()
 
 
-@pytest.mark.parametrize(("layer", "shape"), BFLOAT16_LAYERS, ids=str)
+@each_layer
 @torch.no_grad()
 def test_in_bfloat16_a_row_has_the_same_bits_in_any_company(
     layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
-    layer = copy.deepcopy(layer).bfloat16()
-    rows = rows_for(layer, shape, 32).bfloat16()
+    layer, rows = in_bfloat16(layer, shape)
     with rows_kept_apart(layer):
         expected = torch.cat([layer(row) for row in rows.split(1)])
         for number in range(2, 33):
@@ -44,13 +49,12 @@ def test_in_bfloat16_a_row_has_the_same_bits_in_any_company(
     assert "forward" not in vars(layer)
 
 
-@pytest.mark.parametrize(("layer", "shape"), BFLOAT16_LAYERS, ids=str)
+@each_layer
 @torch.no_grad()
 def test_in_bfloat16_layers_round_no_worse_than_torchs_own(
     layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
-    rounded = copy.deepcopy(layer).bfloat16()
-    rows = rows_for(layer, shape, 32).bfloat16()
+    rounded, rows = in_bfloat16(layer, shape)
     exact = copy.deepcopy(rounded).float()(rows.float())
     own = (rounded(rows) - exact).norm()
     with rows_kept_apart(rounded):
