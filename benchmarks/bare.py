@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from alternatives import MAX_BATCH, Model, Wanted
 from rows import ROW_COUNTS, forwards, milliseconds
-from workloads import MIXES, calls
+from workloads import MEAN_STEPS, MIXES, calls, num_pictures
 
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine.layers import rows_kept_apart
@@ -31,40 +31,41 @@ SQUARE_MIXES = [mix for mix in MIXES if mix != "all"]
 def main() -> None:
     options = _parse()
     model = Model()
-    wanted = [Wanted(**call) for call in calls(options.calls, options.mix, options.size, seed=1)]
+    mean_steps = MEAN_STEPS[options.mix]
+    asked = calls(options.calls, options.mix, options.size, seed=1)
+    pictures = sum(num_pictures(call, mean_steps) for call in asked)
+    wanted = [Wanted(**call) for call in asked]
     model.one(wanted[0])
     latencies = [_seconds(model, [each]) for each in wanted]
     found = {
-        "pipe": (sum(each.n for each in wanted) / sum(latencies), latencies),
-        "pipe-list": (lists(model, wanted), []),
-        "limit": (limit(model, wanted), []),
+        "pipe": (pictures / sum(latencies), latencies),
+        "pipe-list": (pictures / lists_s(model, wanted), []),
+        "limit": (limit(model, options.size, mean_steps), []),
     }
     print(json.dumps(found))
 
 
-def lists(model: Model, wanted: Sequence[Wanted]) -> float:
-    """Pictures a second, of calls that are sorted by what has to be equal."""
+def lists_s(model: Model, wanted: Sequence[Wanted]) -> float:
+    """Seconds of all calls, sorted by what has to be equal."""
     in_order = sorted(wanted, key=Wanted.alike)
     seconds = 0.0
     for _, group in itertools.groupby(in_order, key=Wanted.alike):
         equal = list(group)
         for start in range(0, len(equal), MAX_BATCH):
             seconds += _seconds(model, equal[start : start + MAX_BATCH])
-    return sum(each.n for each in wanted) / seconds
+    return seconds
 
 
 @torch.no_grad()
-def limit(model: Model, wanted: Sequence[Wanted]) -> float:
-    """Pictures a second of one size, if only guided forwards and decodes took time."""
-    plain = _least_milliseconds(model, wanted[0].width)
+def limit(model: Model, size: int, steps: int) -> float:
+    """Pictures a second, if only guided forwards and decodes took time."""
+    plain = _least_milliseconds(model, size)
     with rows_kept_apart(model.pipeline.unet):
         best = {
             name: min(plain[name], found)
-            for name, found in _least_milliseconds(model, wanted[0].width).items()
+            for name, found in _least_milliseconds(model, size).items()
         }
-    pictures = [each for each in wanted for _ in range(each.n)]
-    steps = sum(each.num_inference_steps for each in pictures)
-    return 1000 * len(pictures) / (2 * steps * best["unet"] + len(pictures) * best["decode"])
+    return 1000 / (2 * steps * best["unet"] + best["decode"])
 
 
 def _least_milliseconds(model: Model, size: int) -> dict[str, float]:

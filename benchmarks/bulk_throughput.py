@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from batch.records import planned_images
 from shared.cpu_workers import CPU_WORKER
 
 STEADY = (0.1, 0.9)
+_MEAN_STEPS = 20
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
         write_prompts(folder / "prompts.parquet", options)
         for number in range(options.rounds):
             output = folder / f"out-{number}"
-            job = job_rate(folder, output, options.job_arguments)
+            job = job_rate(folder, output, options.job_arguments, _MEAN_STEPS)
             engine = rate_of_engines(output, options.engines)
             ratios.append(job / engine)
             print(
@@ -50,7 +52,8 @@ def main() -> None:
     print(f"ratio: {statistics.median(ratios):.3f} (median of {len(ratios)})")
 
 
-def job_rate(folder: Path, output: Path, arguments: list[str]) -> float:
+def job_rate(folder: Path, output: Path, arguments: Sequence[str], mean_steps: int) -> float:
+    """Of a job that renders `folder`/prompts.parquet into `output`."""
     command = [sys.executable, "-m", "jobs.render", "--input", str(folder / "prompts.parquet")]
     command += arguments
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
@@ -58,8 +61,10 @@ def job_rate(folder: Path, output: Path, arguments: list[str]) -> float:
         [*command, "--output", str(output)], check=True, env=environment, capture_output=True
     )
     tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
-    finished = pa.concat_tables(tables).column("finished_at").to_pylist()
-    return steady_rate([each.timestamp() for each in finished])
+    rows = pa.concat_tables(tables).select(["finished_at", "num_inference_steps"]).to_pylist()
+    return steady_rate(
+        [(row["finished_at"].timestamp(), row["num_inference_steps"] / mean_steps) for row in rows]
+    )
 
 
 def rate_of_engines(output: Path, number: int) -> float:
@@ -88,23 +93,25 @@ async def engine_rate(folder: Path) -> float:
     assert plan is not None
     tables = output.read_tables([*map(shard_file, plan.shards)])
     images = [each for table in tables for each in planned_images(table)]
-    finished: list[float] = []
+    finished: list[tuple[float, float]] = []
     engine = EngineConfig(max_queued=len(images))
     with Renderer(ModelConfig(), engine) as renderer:
 
         async def render(number: int) -> None:
             await renderer.render(images[number].request)
-            finished.append(time.time())
+            steps = images[number].request.num_inference_steps
+            finished.append((time.time(), steps / _MEAN_STEPS))
 
         await asyncio.gather(*map(render, range(len(images))))
     return steady_rate(finished)
 
 
-def steady_rate(finished: list[float]) -> float:
-    """Pictures per second, without the start and the end."""
+def steady_rate(finished: Sequence[tuple[float, float]]) -> float:
+    """Pictures per second, without the start and the end: of each when, and how much of one."""
     finished = sorted(finished)
     first, last = (int(part * (len(finished) - 1)) for part in STEADY)
-    return (last - first) / (finished[last] - finished[first])
+    pictures = sum(share for _, share in finished[first + 1 : last + 1])
+    return pictures / (finished[last][0] - finished[first][0])
 
 
 def write_prompts(file: Path, options: argparse.Namespace) -> None:
@@ -113,7 +120,7 @@ def write_prompts(file: Path, options: argparse.Namespace) -> None:
         "prompt": [f"twin peaks {i}" for i in range(number)],
         "width": [size] * number,
         "height": [size] * number,
-        "num_inference_steps": [10 + i % 21 for i in range(number)],
+        "num_inference_steps": [_MEAN_STEPS - 10 + i % 21 for i in range(number)],
     }
     pq.write_table(pa.table(columns), file)
 

@@ -1,6 +1,6 @@
 """The service beside what people would use instead: the same requests, by turns, in one run.
 
-python benchmarks/compare.py
+make bench
 python benchmarks/compare.py --systems service/openvino template/openvino --size 256
 python benchmarks/compare.py --mix all --loads closed-64 poisson-0.9 --json found.json
 
@@ -10,10 +10,12 @@ closed-N       N callers, each of which asks again when it has its picture; at l
 poisson-SHARE  calls at random moments, at that share of what the service has just rendered a second
 burst-N        N at once, again and again, at nine tenths of that
 trace-FILE     a CSV file with the columns arrival_s, num_inference_steps and n
+dataset-N      N calls as the rows of a dataset: the bulk job, which is ours there
 
 A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser
 compiled, or with a generator for each core (service/each-core). With --bare, what bare.py finds
-without any service stands beside them.
+without Ray stands beside them: scripts, and the limit. Where steps differ, pictures a second are
+of the mean number of steps.
 """
 
 import argparse
@@ -34,16 +36,31 @@ from pathlib import Path
 from typing import Any, get_args
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from alternatives import ALTERNATIVES, BACKENDS
 from bare import SQUARE_MIXES
+from bulk_throughput import job_rate
 from local_service import free_port, local_service
-from workloads import MIXES, Client, Outcome, bursts, calls, poisson, quantile, trace
+from workloads import (
+    MEAN_STEPS,
+    MIXES,
+    Client,
+    Outcome,
+    bursts,
+    calls,
+    num_pictures,
+    poisson,
+    quantile,
+    trace,
+)
 
 from shared.config import Compiler
 from shared.cpu_workers import CPU_WORKER
 
 OURS = "service"
+BULK = "bulk job"
 EACH_CORE = "each-core"
 MIX_WORDS = {
     "equal": "20 steps",
@@ -51,6 +68,7 @@ MIX_WORDS = {
     "all": "10 to 50 steps, several sizes and guidances",
     "several": "20 steps, 1 to 8 pictures a call",
 }
+_LOADS = ["closed-1", "closed-16", "poisson-0.9", "dataset-128"]
 _START_WITHIN_S = 300
 
 
@@ -72,21 +90,9 @@ def main() -> None:
     options = _parse()
     found: list[Found] = []
     for number in range(options.rounds):
-        capacity = 0.0
-        for system in [OURS, *options.systems]:
-            with running(system, options.dtype) as url:
-                client = Client(url, takes_n=system.startswith(OURS))
-                asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
-                for load in options.loads:
-                    outcome = asyncio.run(run(client, load, capacity, options))
-                    if system == OURS:
-                        capacity = max(capacity, outcome.pictures_per_s)
-                    found.append(_found(system, load, number, outcome))
-                    print(line(found[-1]), flush=True)
-        if options.bare:
-            for each in bare(options, number):
-                found.append(each)
-                print(line(each), flush=True)
+        for each in one_round(options, number):
+            found.append(each)
+            print(line(each), flush=True)
     print(table(found))
     if options.plot:
         plot(found, options.plot, f"{options.size} px, {MIX_WORDS[options.mix]}")
@@ -94,8 +100,42 @@ def main() -> None:
         options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
 
 
+def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
+    """Each as soon as it is found."""
+    mean_steps, capacity = MEAN_STEPS[options.mix], 0.0
+    for system in [OURS, *options.systems]:
+        with running(system, options.dtype) as url:
+            client = Client(url, takes_n=system.startswith(OURS), mean_steps=mean_steps)
+            asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
+            for load in options.loads:
+                if not is_dataset(load):
+                    outcome = asyncio.run(run(client, load, capacity, options))
+                    if system == OURS:
+                        capacity = max(capacity, outcome.pictures_per_s)
+                    yield _found(system, load, number, outcome)
+    for load in filter(is_dataset, options.loads):
+        yield Found(BULK, load, number, bulk_rate(load, options), None, None, 0)
+    if options.bare:
+        yield from bare(options, number)
+
+
+def is_dataset(load: str) -> bool:
+    return load.startswith("dataset-")
+
+
+def bulk_rate(load: str, options: argparse.Namespace) -> float:
+    number = int(load.removeprefix("dataset-"))
+    rows = calls(number, options.mix, options.size, seed=1)
+    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
+        folder = Path(name)
+        named = [{"num_images_per_prompt": row.pop("n", 1)} | row for row in rows]
+        pq.write_table(pa.Table.from_pylist(named), folder / "prompts.parquet")
+        arguments = [f"--dtype={options.dtype}"]
+        return job_rate(folder, folder / "out", arguments, MEAN_STEPS[options.mix])
+
+
 def bare(options: argparse.Namespace, number: int) -> list[Found]:
-    """What bare.py found, beside every closed load; its latencies beside that of one caller."""
+    """What bare.py found, beside every load but open ones; its latencies beside one caller's."""
     command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
     command += [f"--size={options.size}", f"--calls={options.calls}"]
     environment = os.environ | {"BENCHMARK_DTYPE": options.dtype}
@@ -103,7 +143,7 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
     found = []
     for name, (rate, latencies) in json.loads(done.stdout).items():
         for load in options.loads:
-            if load.startswith("closed-"):
+            if load.startswith("closed-") or is_dataset(load):
                 delays = latencies if load == "closed-1" else []
                 found.append(Found(name, load, number, rate, *_quantiles(delays), 0))
     return found
@@ -119,9 +159,11 @@ async def run(client: Client, load: str, capacity: float, options: argparse.Name
         return await client.open_loop([*trace(Path(value), options.size)])
     if not capacity:
         raise SystemExit(f"{load}: a closed load has to come before it, to tell the capacity")
+    mean_steps = MEAN_STEPS[options.mix]
+    calls_per_s = capacity / statistics.mean(num_pictures(call, mean_steps) for call in wanted)
     if kind == "poisson":
-        return await client.open_loop([*poisson(wanted, float(value) * capacity)])
-    return await client.open_loop([*bursts(wanted, int(value), 0.9 * capacity)])
+        return await client.open_loop([*poisson(wanted, float(value) * calls_per_s)])
+    return await client.open_loop([*bursts(wanted, int(value), 0.9 * calls_per_s)])
 
 
 @contextmanager
@@ -204,8 +246,9 @@ def table(found: Sequence[Found]) -> str:
         "|---" * 7 + "|",
     ]
     for load in dict.fromkeys(each.load for each in found):
-        ours = {each.round: each for each in found if (each.system, each.load) == (OURS, load)}
-        for system in dict.fromkeys(each.system for each in found):
+        our = BULK if is_dataset(load) else OURS
+        ours = {each.round: each for each in found if (each.system, each.load) == (our, load)}
+        for system in dict.fromkeys(each.system for each in found if each.load == load):
             its = [each for each in found if (each.system, each.load) == (system, load)]
             pairs = [(ours[each.round], each) for each in its]
             columns = [
@@ -226,10 +269,10 @@ def plot(found: Sequence[Found], file: Path, title: str) -> None:
 
     loads = list(dict.fromkeys(each.load for each in found))
     figure, panels = pyplot.subplots(
-        1, len(loads), figsize=(4 * len(loads), 3), layout="constrained", sharey=True, squeeze=False
+        1, len(loads), figsize=(4 * len(loads), 3), layout="constrained", squeeze=False
     )
     for panel, load in zip(panels[0], loads, strict=True):
-        field = "pictures_per_s" if load.startswith("closed") else "p95_s"
+        field = "pictures_per_s" if load.startswith(("closed", "dataset")) else "p95_s"
         values: dict[str, list[float]] = {}
         for each in found:
             if each.load == load and (value := getattr(each, field)) is not None:
@@ -239,12 +282,13 @@ def plot(found: Sequence[Found], file: Path, title: str) -> None:
             [value - min(each) for value, each in zip(middle, values.values(), strict=True)],
             [max(each) - value for value, each in zip(middle, values.values(), strict=True)],
         ]
-        colours = ["#b5451b" if name.startswith(OURS) else "#8a9199" for name in values]
+        is_ours = [name.startswith((OURS, BULK)) for name in values]
+        colours = ["#b5451b" if each else "#8a9199" for each in is_ours]
         panel.barh(list(values), middle, xerr=spread, color=colours)
         panel.set_title(load)
         panel.set_xlabel("pictures/s" if field == "pictures_per_s" else "p95 in s")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].invert_yaxis()
+        panel.invert_yaxis()
     figure.suptitle(title)
     figure.savefig(file, dpi=120)
 
@@ -279,7 +323,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", nargs="*", type=_system, default=[*ALTERNATIVES])
     parser.add_argument("--bare", action="store_true", help="and without any service")
-    parser.add_argument("--loads", nargs="+", default=["closed-1", "closed-16", "poisson-0.9"])
+    parser.add_argument("--loads", nargs="+", default=_LOADS)
     parser.add_argument("--mix", choices=MIXES, default="steps")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--calls", type=int, default=64, help="of each load (%(default)s)")

@@ -29,6 +29,10 @@ MIXES: dict[str, Callable[[random.Random], Call]] = {
 }
 
 
+# Mean steps of a mix. Rates are told in pictures of so many, since each run has other calls of it.
+MEAN_STEPS = {"equal": 20, "steps": 30, "all": 30, "several": 20}
+
+
 @dataclass(frozen=True)
 class Arrival:
     at_s: float
@@ -62,19 +66,23 @@ def calls(number: int, mix: str, size: int, seed: int = 0) -> list[Call]:
     ]
 
 
-def poisson(wanted: Sequence[Call], pictures_per_s: float, seed: int = 0) -> Iterator[Arrival]:
+def num_pictures(call: Call, mean_steps: int) -> float:
+    """How many pictures of so many steps it comes to."""
+    return float(call.get("n", 1) * call["num_inference_steps"] / mean_steps)
+
+
+def poisson(wanted: Sequence[Call], calls_per_s: float, seed: int = 0) -> Iterator[Arrival]:
     """At random moments, at such a rate: the same ones for each seed."""
-    per_call = statistics.mean(call.get("n", 1) for call in wanted)
     chance, now = random.Random(seed), 0.0
     for call in wanted:
-        now += chance.expovariate(pictures_per_s / per_call)
+        now += chance.expovariate(calls_per_s)
         yield Arrival(now, call)
 
 
-def bursts(wanted: Sequence[Call], number: int, pictures_per_s: float) -> Iterator[Arrival]:
+def bursts(wanted: Sequence[Call], number: int, calls_per_s: float) -> Iterator[Arrival]:
     """So many at once, and again when the rate has them rendered."""
     for i, call in enumerate(wanted):
-        yield Arrival(i // number * number / pictures_per_s, call)
+        yield Arrival(i // number * number / calls_per_s, call)
 
 
 def trace(file: Path, size: int) -> Iterator[Arrival]:
@@ -87,10 +95,13 @@ def trace(file: Path, size: int) -> Iterator[Arrival]:
 
 
 class Client:
-    """Of one system. It is asked for several pictures at once where it takes `n`."""
+    """Of one system. It is asked for several pictures at once where it takes `n`.
 
-    def __init__(self, url: str, *, takes_n: bool) -> None:
-        self._url, self._takes_n = url, takes_n
+    Pictures are counted as such of `mean_steps`.
+    """
+
+    def __init__(self, url: str, *, takes_n: bool, mean_steps: int) -> None:
+        self._url, self._takes_n, self._mean_steps = url, takes_n, mean_steps
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
         """So many callers, each of which asks again as soon as it has its pictures.
@@ -152,12 +163,12 @@ class Client:
         responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
         is_good = all(response.status_code == 200 for response in responses)
         now = time.perf_counter()
-        return _Answer(is_good, number, now, now - begun)
+        return _Answer(is_good, num_pictures(call, self._mean_steps), now, now - begun)
 
 
 @dataclass(frozen=True)
 class _Answer:
     is_good: bool
-    num_pictures: int
+    num_pictures: float
     at_s: float
     seconds: float
