@@ -13,9 +13,9 @@ trace-FILE     a CSV file with the columns arrival_s, num_inference_steps and n
 dataset-N      N calls as the rows of a dataset: the bulk job, which is ours there
 
 A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser
-compiled, or with a generator for each core (service/each-core). With --bare, what bare.py finds
-without Ray stands beside them: scripts, and the limit. Where steps differ, pictures a second are
-of the mean number of steps.
+compiled, or with an engine for each core (service/each-core); a dataset is rendered by bulk jobs
+of the same kinds. With --bare, what bare.py finds without Ray stands beside them: scripts, and the
+limit. Where steps differ, pictures a second are of the mean number of steps.
 """
 
 import argparse
@@ -114,7 +114,11 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
                         capacity = max(capacity, outcome.pictures_per_s)
                     yield _found(system, load, number, outcome)
     for load in filter(is_dataset, options.loads):
-        yield Found(BULK, load, number, bulk_rate(load, options), None, None, 0)
+        for system in [OURS, *options.systems]:
+            name, _, kind = system.partition("/")
+            if name == OURS:
+                rate = bulk_rate(load, kind, options)
+                yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
     if options.bare:
         yield from bare(options, number)
 
@@ -123,14 +127,18 @@ def is_dataset(load: str) -> bool:
     return load.startswith("dataset-")
 
 
-def bulk_rate(load: str, options: argparse.Namespace) -> float:
+def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
+    arguments = [f"--dtype={options.dtype}"]
+    if kind == EACH_CORE:
+        arguments += ["--num-cpus=1", f"--concurrency={os.cpu_count() or 1}"]
+    elif kind:
+        arguments.append(f"--compile={kind}")
     number = int(load.removeprefix("dataset-"))
     rows = calls(number, options.mix, options.size, seed=1)
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
         folder = Path(name)
         named = [{"num_images_per_prompt": row.pop("n", 1)} | row for row in rows]
         pq.write_table(pa.Table.from_pylist(named), folder / "prompts.parquet")
-        arguments = [f"--dtype={options.dtype}"]
         return job_rate(folder, folder / "out", arguments, MEAN_STEPS[options.mix])
 
 

@@ -1,17 +1,12 @@
 """A service on this machine for a benchmark: a Ray cluster of its own, gone when it is done."""
 
-import json
 import logging
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from serving.serve_environment import SERVE_ENVIRONMENT
@@ -21,7 +16,8 @@ os.environ |= SERVE_ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"} | os.environ  # 
 import psutil
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
@@ -30,41 +26,39 @@ _NUM_CPUS = os.cpu_count() or 1
 
 
 class LocalService:
-    """`url` is its address."""
+    """`url` is its address. Without Ray's dashboard, as `make serve` is."""
 
-    def __init__(self, folder: Path) -> None:
-        self._config = folder / "serve.json"
-        port, dashboard = free_port(), free_port()
+    def __init__(self) -> None:
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._dashboard = f"http://127.0.0.1:{dashboard}"
         ray.init(
             address="local",
             num_cpus=4 * _NUM_CPUS,  # more than there are: old and new replicas side by side
-            dashboard_port=dashboard,
+            include_dashboard=False,
             log_to_driver=False,
             logging_level="critical",
         )
         serve.start(http_options={"host": "127.0.0.1", "port": port})
+        # What the dashboard does for `serve deploy` is no public function.
+        self._serve = _get_global_client()
 
     def deploy(self, *, num_generators: int = 1, **args: Any) -> None:
-        """`serve deploy` of these arguments of the service; returns when all replicas have them."""
+        """As `serve deploy` of these arguments; returns when all replicas have them."""
         application = {
             "name": _APPLICATION,
             "import_path": "serving.app:build_app",
             "args": {"num_cpus": _NUM_CPUS / num_generators, **args},
             "deployments": [{"name": "Generator", "num_replicas": num_generators}],
         }
-        self._config.write_text(json.dumps({"applications": [application]}))
         before = self._deployed_at()
-        command = [Path(sys.executable).parent / "serve", "deploy", self._config]
-        subprocess.run([*command, "--address", self._dashboard], check=True, capture_output=True)
+        self._serve.deploy_apps(ServeDeploySchema(applications=[application]))
         while self._deployed_at() == before or not self._is_running():
             time.sleep(0.2)
 
     def processes(self, deployment: str) -> list[psutil.Process]:
         """Of the replicas of `deployment` that take requests."""
-        with urllib.request.urlopen(f"{self._dashboard}/api/serve/applications/") as answer:
-            details = json.load(answer)["applications"][_APPLICATION]["deployments"][deployment]
+        application = self._serve.get_serve_details()["applications"][_APPLICATION]
+        details = application["deployments"][deployment]
         running = [each["pid"] for each in details["replicas"] if each["state"] == "RUNNING"]
         return [psutil.Process(pid) for pid in running if psutil.pid_exists(pid)]
 
@@ -86,7 +80,7 @@ def local_service(*, num_generators: int = 1, **args: Any) -> Iterator[LocalServ
         prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        service = LocalService(Path(folder))
+        service = LocalService()
         try:
             service.deploy(num_generators=num_generators, **args)
             yield service
