@@ -102,23 +102,23 @@ def main() -> None:
 
 def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
     """Each as soon as it is found."""
+    datasets = [load for load in options.loads if is_dataset(load)]
+    served = [load for load in options.loads if not is_dataset(load)]
     mean_steps, capacity = MEAN_STEPS[options.mix], 0.0
-    for system in [OURS, *options.systems]:
+    for system in [OURS, *options.systems] if served else []:
         with running(system, options.dtype) as url:
             client = Client(url, takes_n=system.startswith(OURS), mean_steps=mean_steps)
             asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
-            for load in options.loads:
-                if not is_dataset(load):
-                    outcome = asyncio.run(run(client, load, capacity, options))
-                    if system == OURS:
-                        capacity = max(capacity, outcome.pictures_per_s)
-                    yield _found(system, load, number, outcome)
-    for load in filter(is_dataset, options.loads):
-        for system in [OURS, *options.systems]:
-            name, _, kind = system.partition("/")
-            if name == OURS:
-                rate = bulk_rate(load, kind, options)
-                yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
+            for load in served:
+                outcome = asyncio.run(run(client, load, capacity, options))
+                if system == OURS:
+                    capacity = max(capacity, outcome.pictures_per_s)
+                yield _found(system, load, number, outcome)
+    for system in [OURS, *options.systems]:
+        name, _, kind = system.partition("/")
+        for load in datasets if name == OURS else []:
+            rate = bulk_rate(load, kind, options)
+            yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
     if options.bare:
         yield from bare(options, number)
 
