@@ -1,4 +1,4 @@
-"""The service beside what people would use instead: the same requests, by turns, in one run.
+"""Both doors beside what people would use instead: the same requests, by turns, in one run.
 
 make bench
 python benchmarks/compare.py --systems service/openvino template/openvino --size 256
@@ -20,6 +20,7 @@ limit. Where steps differ, pictures a second are of the mean number of steps.
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -114,11 +115,10 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
                 if system == OURS:
                     capacity = max(capacity, outcome.pictures_per_s)
                 yield _found(system, load, number, outcome)
-    for system in [OURS, *options.systems]:
-        name, _, kind = system.partition("/")
-        for load in datasets if name == OURS else []:
-            rate = bulk_rate(load, kind, options)
-            yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
+    ours = [OURS, *(each for each in options.systems if each.startswith(f"{OURS}/"))]
+    for system, load in itertools.product(ours, datasets):
+        rate = bulk_rate(load, system.partition("/")[2], options)
+        yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
     if options.bare:
         yield from bare(options, number)
 
