@@ -62,9 +62,8 @@ def job_rate(folder: Path, output: Path, arguments: Sequence[str], mean_steps: i
     )
     tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
     rows = pa.concat_tables(tables).select(["finished_at", "num_inference_steps"]).to_pylist()
-    return steady_rate(
-        [(row["finished_at"].timestamp(), row["num_inference_steps"] / mean_steps) for row in rows]
-    )
+    finished = [(row["finished_at"].timestamp(), row["num_inference_steps"]) for row in rows]
+    return steady_rate(finished, mean_steps)
 
 
 def rate_of_engines(output: Path, number: int) -> float:
@@ -93,25 +92,27 @@ async def engine_rate(folder: Path) -> float:
     assert plan is not None
     tables = output.read_tables([*map(shard_file, plan.shards)])
     images = [each for table in tables for each in planned_images(table)]
-    finished: list[tuple[float, float]] = []
+    finished: list[tuple[float, int]] = []
     engine = EngineConfig(max_queued=len(images))
     with Renderer(ModelConfig(), engine) as renderer:
 
         async def render(number: int) -> None:
             await renderer.render(images[number].request)
-            steps = images[number].request.num_inference_steps
-            finished.append((time.time(), steps / _MEAN_STEPS))
+            finished.append((time.time(), images[number].request.num_inference_steps))
 
         await asyncio.gather(*map(render, range(len(images))))
-    return steady_rate(finished)
+    return steady_rate(finished, _MEAN_STEPS)
 
 
-def steady_rate(finished: Sequence[tuple[float, float]]) -> float:
-    """Pictures per second, without the start and the end: of each when, and how much of one."""
+def steady_rate(finished: Sequence[tuple[float, int]], mean_steps: int) -> float:
+    """Pictures of so many steps a second, of when each was finished and its steps.
+
+    Without the start and the end.
+    """
     finished = sorted(finished)
     first, last = (int(part * (len(finished) - 1)) for part in STEADY)
-    pictures = sum(share for _, share in finished[first + 1 : last + 1])
-    return pictures / (finished[last][0] - finished[first][0])
+    steps = sum(steps for _, steps in finished[first + 1 : last + 1])
+    return steps / mean_steps / (finished[last][0] - finished[first][0])
 
 
 def write_prompts(file: Path, options: argparse.Namespace) -> None:
