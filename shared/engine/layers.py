@@ -180,11 +180,12 @@ def _evenly(own: _Layer) -> _Layer:
     """
 
     def activate(elements: Tensor) -> Tensor:
-        if elements.device.type != "cpu" or _is_compiled():
+        if not elements.is_cpu or _is_compiled():
             return own(elements)
-        if _is_channels_last(elements):
-            return activate(elements.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        elements = elements.contiguous()  # torch's choice of kernel depends on it
+        if not elements.is_contiguous():  # torch's choice of kernel depends on it
+            if elements.is_contiguous(memory_format=torch.channels_last):
+                return activate(elements.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            elements = elements.contiguous()
         unit = _VECTORS_BYTES // elements.element_size()
         sizes = _even_pieces(elements.numel(), unit, torch.get_num_threads())
         if len(sizes) == 1:
@@ -193,11 +194,6 @@ def _evenly(own: _Layer) -> _Layer:
         return torch.cat([own(piece) for piece in pieces]).reshape(elements.shape)
 
     return activate
-
-
-def _is_channels_last(elements: Tensor) -> bool:
-    in_order = elements.is_contiguous(memory_format=torch.channels_last)
-    return in_order and not elements.is_contiguous()
 
 
 def _is_converted(inputs: Tensor) -> bool:
