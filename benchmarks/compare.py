@@ -108,7 +108,7 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
     mean_steps, capacity = MEAN_STEPS[options.mix], 0.0
     for system in [OURS, *options.systems] if served else []:
         with running(system, options.dtype) as url:
-            client = Client(url, takes_n=system.startswith(OURS), mean_steps=mean_steps)
+            client = Client(url, mean_steps)
             asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
             for load in served:
                 outcome = asyncio.run(run(client, load, capacity, options))
@@ -261,7 +261,11 @@ def table(found: Sequence[Found]) -> str:
             pairs = [(ours[each.round], each) for each in its]
             columns = [
                 [its.pictures_per_s for _, its in pairs],
-                [our.pictures_per_s / its.pictures_per_s for our, its in pairs],
+                [
+                    our.pictures_per_s / its.pictures_per_s
+                    for our, its in pairs
+                    if its.pictures_per_s  # none, where all failed
+                ],
                 [its.p50_s for _, its in pairs],
                 [its.p95_s for _, its in pairs],
                 [our.p95_s / its.p95_s for our, its in pairs if our.p95_s and its.p95_s],

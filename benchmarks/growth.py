@@ -86,7 +86,7 @@ def of_replicas(number: int) -> Point:
 
 def _run(service: LocalService, wanted: Sequence[Call], concurrency: int) -> float:
     """Pictures a second, once the service is warm."""
-    client = Client(service.url, takes_n=True, mean_steps=_STEPS)
+    client = Client(service.url, _STEPS)
     asyncio.run(client.closed_loop(wanted[:1], 1))
     outcome = asyncio.run(client.closed_loop(wanted, concurrency))
     assert not outcome.num_failed

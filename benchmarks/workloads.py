@@ -95,13 +95,13 @@ def trace(file: Path, size: int) -> Iterator[Arrival]:
 
 
 class Client:
-    """Of one system. It is asked for several pictures at once where it takes `n`.
+    """Of one system, which is asked for the `n` pictures of a call all at once.
 
     Pictures are counted as such of `mean_steps`.
     """
 
-    def __init__(self, url: str, *, takes_n: bool, mean_steps: int) -> None:
-        self._url, self._takes_n, self._mean_steps = url, takes_n, mean_steps
+    def __init__(self, url: str, mean_steps: int) -> None:
+        self._url, self._mean_steps = url, mean_steps
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
         """So many callers, each of which asks again as soon as it has its pictures.
@@ -158,8 +158,6 @@ class Client:
         begun, number = time.perf_counter(), call.get("n", 1)
         one = {name: value for name, value in call.items() if name != "n"}
         bodies = [one | {"seed": one["seed"] + i} for i in range(number)]
-        if self._takes_n:
-            bodies = [call]
         responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
         is_good = all(response.status_code == 200 for response in responses)
         now = time.perf_counter()
