@@ -1,4 +1,4 @@
-"""Who waits for whom: small requests beside a large one, online requests beside bulk work.
+"""Who waits for whom: small beside large, many sizes at once, online requests beside bulk work.
 
 python benchmarks/latency.py
 """
@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from workloads import MEAN_STEPS, Call, calls, num_pictures, quantile
 
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, Priority, Ticket
@@ -19,6 +20,7 @@ from shared.pipeline import load_pipeline
 SMALL = {"prompt": "twin peaks", "width": 128, "height": 128, "num_inference_steps": 10}
 LARGE = {"prompt": "twin peaks", "width": 640, "height": 640, "num_inference_steps": 50}
 NUM_SMALL, NUM_BULK, NUM_ONLINE = 40, 64, 20
+NUM_MIXED, NUM_CALLERS = 64, 16
 
 
 def main() -> None:
@@ -28,6 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = load_pipeline(ModelConfig(name=options.model))
     fairness(pipeline, options.rounds)
+    many_sizes(pipeline, options.rounds)
     priority(pipeline, options.rounds)
 
 
@@ -59,6 +62,30 @@ def seconds(engine: DenoiseEngine, requests: Sequence[dict[str, Any]]) -> list[f
 def finish(ticket: Ticket) -> float:
     ticket.result()
     return time.perf_counter()
+
+
+def many_sizes(pipeline: DiffusionPipeline, rounds: int) -> None:
+    print(f"{NUM_MIXED} requests of 128 to 256 px a side and 10 to 50 steps, {NUM_CALLERS} at once")
+    wanted = calls(NUM_MIXED, "all", 128)
+    pictures = sum(num_pictures(call, MEAN_STEPS["all"]) for call in wanted)
+    for _ in range(rounds):
+        started = time.perf_counter()
+        latencies = asked_by_callers(pipeline, wanted)
+        rate = pictures / (time.perf_counter() - started)
+        print(
+            f"  {rate:.2f} pictures/s, p50 {quantile(latencies, 0.5):.1f} s, "
+            f"p95 {quantile(latencies, 0.95):.1f} s"
+        )
+
+
+def asked_by_callers(pipeline: DiffusionPipeline, wanted: Sequence[Call]) -> list[float]:
+    with DenoiseEngine(pipeline) as engine, ThreadPoolExecutor(NUM_CALLERS) as callers:
+
+        def ask(call: Call) -> float:
+            arguments = {name: value for name, value in call.items() if name != "seed"}
+            return seconds(engine, [arguments])[0]
+
+        return list(callers.map(ask, wanted))
 
 
 def priority(pipeline: DiffusionPipeline, rounds: int) -> None:

@@ -13,6 +13,8 @@ class Call:
     priority: int = 0
     kind: str = "denoise"
     setup: tuple[str, ...] = ()
+    submitted_at: float = 0.0
+    seconds_alone: float = 100.0
 
 
 def names(calls: list[Call]) -> list[str]:
@@ -26,110 +28,126 @@ def scheduler(*calls: Call, budget: int = 100) -> StepScheduler[Call]:
     return step_scheduler
 
 
-def turns(step_scheduler: StepScheduler[Call], number: int) -> list[list[Call]]:
-    """The calls of the next forwards, when each parks again after it was served."""
+def turns(step_scheduler: StepScheduler[Call], now: float, number: int) -> list[str]:
+    """Who goes in the next forwards of a second each, when all park again after they went."""
     served = []
-    for _ in range(number):
-        served.append(step_scheduler.next_calls())
-        for call in served[-1]:
+    for i in range(number):
+        calls = step_scheduler.next_calls(now + i)
+        served.append("+".join(names(calls)))
+        for call in calls:
             step_scheduler.add(call)
     return served
 
 
 def test_nothing_parked_is_nothing_to_do() -> None:
-    assert scheduler().next_calls() == []
+    assert scheduler().next_calls(0) == []
     assert scheduler().first_priority() is None
 
 
 def test_calls_of_one_lane_go_together() -> None:
     step_scheduler = scheduler(Call("a1", "a"), Call("b1", "b"), Call("a2", "a"))
-    assert names(step_scheduler.next_calls()) == ["a1", "a2"]
-    assert names(step_scheduler.next_calls()) == ["b1"]
-    assert step_scheduler.next_calls() == []
+    assert names(step_scheduler.next_calls(0)) == ["a1", "a2"]
+    assert names(step_scheduler.next_calls(0)) == ["b1"]
+    assert step_scheduler.next_calls(0) == []
 
 
-def test_lanes_are_served_equal_pixels_however_many_requests_they_have() -> None:
-    large = Call("large", "l", pixels=90)
-    small = [Call(f"small{i}", "s", pixels=10) for i in range(3)]
-    served: Counter[str] = Counter()
-    for calls in turns(scheduler(large, *small), 40):
-        served[calls[0].key] += sum(call.pixels for call in calls)
-    assert abs(served["l"] - served["s"]) <= 90
+def test_the_most_delayed_goes_next_for_what_it_takes_alone() -> None:
+    short = Call("short", "s", submitted_at=90, seconds_alone=10)
+    long = Call("long", "l", submitted_at=0, seconds_alone=200)
+    assert turns(scheduler(long, short), now=91, number=3) == ["long"] * 3
+    assert turns(scheduler(long, short), now=97, number=3) == ["short"] * 3
 
 
-def test_a_new_lane_neither_waits_nor_catches_up() -> None:
-    old, new = Call("old", "a"), Call("new", "b")
-    step_scheduler = scheduler(old)
-    turns(step_scheduler, 50)
-    step_scheduler.add(new)
-    assert Counter(calls[0].name for calls in turns(step_scheduler, 10)) == {"old": 5, "new": 5}
+def test_who_is_delayed_alike_goes_by_turns() -> None:
+    calls = [Call(each, each, seconds_alone=20) for each in "ab"]
+    running, served = scheduler(*calls), Counter[str]()
+    for i in range(40):
+        (call,) = running.next_calls(now=i)
+        served[call.name] += 1
+        done = served[call.name] == 20
+        if not done:
+            running.add(call)
+    assert served == {"a": 20, "b": 20}
 
 
-def test_a_lane_that_ended_has_no_claim_later() -> None:
-    step_scheduler = scheduler(Call("stays", "a"), Call("ends", "b"))
-    while names(step_scheduler.next_calls()) != ["ends"]:
-        step_scheduler.add(Call("stays", "a"))
-    for _ in range(20):
-        step_scheduler.add(Call("stays", "a"))
-        step_scheduler.next_calls()
-    step_scheduler.add(Call("stays", "a"))
-    step_scheduler.add(Call("ends", "b"))
-    assert len(set(Counter(calls[0].name for calls in turns(step_scheduler, 10)).values())) == 1
+def test_nobody_waits_for_ever_for_those_who_come_later() -> None:
+    step_scheduler = scheduler(Call("long", "l", seconds_alone=50))
+    for now in range(200):
+        step_scheduler.add(Call("short", f"s{now}", submitted_at=now - 1, seconds_alone=1))
+        if names(step_scheduler.next_calls(now)) == ["long"]:
+            break
+    assert 40 <= now <= 110
+
+
+def test_the_most_delayed_of_a_lane_go_where_not_all_fit() -> None:
+    calls = [Call(str(i), "a", pixels=4, submitted_at=-i) for i in range(4)]
+    assert turns(scheduler(*calls, budget=8), now=0, number=2) == ["3+2", "3+2"]
+
+
+def test_a_company_keeps_its_order_whoever_is_more_delayed() -> None:
+    slow = Call("slow", "a", submitted_at=0, seconds_alone=10)
+    soon = Call("soon", "a", submitted_at=5, seconds_alone=1)
+    assert turns(scheduler(soon, slow), now=5, number=10) == ["slow+soon"] * 10
 
 
 def test_the_first_priority_goes_first() -> None:
     bulk, online = Call("bulk", "a", priority=1), Call("online", "b", priority=0)
     step_scheduler = scheduler(bulk, online)
     assert step_scheduler.first_priority() == 0
-    assert {calls[0].name for calls in turns(step_scheduler, 10)} == {"online"}
+    assert turns(step_scheduler, now=1000, number=10) == ["online"] * 10
     step_scheduler.remove(online)
     assert step_scheduler.first_priority() == 1
-    assert names(step_scheduler.next_calls()) == ["bulk"]
+    assert names(step_scheduler.next_calls(0)) == ["bulk"]
 
 
 def test_priorities_do_not_share_a_forward() -> None:
     step_scheduler = scheduler(Call("bulk", "a", priority=1), Call("online", "a", priority=0))
-    assert names(step_scheduler.next_calls()) == ["online"]
+    assert names(step_scheduler.next_calls(0)) == ["online"]
 
 
 def test_a_forward_stays_within_its_budget() -> None:
     calls = [Call(str(i), "a", pixels=4) for i in range(5)]
     step_scheduler = scheduler(*calls, budget=8)
-    assert [names(step_scheduler.next_calls()) for _ in range(3)] == [["0", "1"], ["2", "3"], ["4"]]
+    served = [names(step_scheduler.next_calls(0)) for _ in range(3)]
+    assert served == [["0", "1"], ["2", "3"], ["4"]]
 
 
 def test_a_call_over_the_budget_goes_alone() -> None:
     step_scheduler = scheduler(Call("large", "a", pixels=50), Call("small", "a"), budget=8)
-    assert names(step_scheduler.next_calls()) == ["large"]
-    assert names(step_scheduler.next_calls()) == ["small"]
+    assert names(step_scheduler.next_calls(0)) == ["large"]
+    assert names(step_scheduler.next_calls(0)) == ["small"]
 
 
 def test_kinds_have_budgets_of_their_own() -> None:
     step_scheduler = scheduler(*(Call(str(i), "d", kind="decode") for i in range(2)))
-    assert names(step_scheduler.next_calls()) == ["0"]
+    assert names(step_scheduler.next_calls(0)) == ["0"]
 
 
 def test_a_lowered_limit_stays() -> None:
     step_scheduler = scheduler(*(Call(str(i), "a", pixels=4) for i in range(4)))
     step_scheduler.lower_limit("denoise", 9)
     step_scheduler.lower_limit("denoise", 50)
-    assert names(step_scheduler.next_calls()) == ["0", "1"]
+    assert names(step_scheduler.next_calls(0)) == ["0", "1"]
 
 
-def test_a_setup_is_kept_until_the_others_have_waited_for_what_a_change_costs() -> None:
-    a, b = Call("a", "k", setup=("x",)), Call("b", "k", setup=("y",))
-    step_scheduler = scheduler(a, b)
-    step_scheduler.setup_pixels = 4
-    served = "".join(calls[0].name for calls in turns(step_scheduler, 100))
-    assert abs(served.count("a") - served.count("b")) <= 10
-    assert 10 <= step_scheduler.num_lane_switches <= 34
+def test_a_setup_is_changed_for_one_who_would_wait_longer_even_if_it_took_no_time() -> None:
+    active = Call("active", "k", setup=("x",), submitted_at=0)
+    other = Call("other", "k", setup=("y",), submitted_at=-5)
+    step_scheduler = scheduler(active)
+    step_scheduler.setup_s = 4
+    assert turns(step_scheduler, now=1, number=1) == ["active"]
+    step_scheduler.add(Call("younger", "k", setup=("y",), submitted_at=-3))
+    assert turns(step_scheduler, now=2, number=5) == ["active"] * 5
+    step_scheduler.add(other)
+    assert turns(step_scheduler, now=7, number=5) == ["other+younger"] * 5
+    assert step_scheduler.num_lane_switches == 1
 
 
 def test_a_removed_call_does_not_go() -> None:
     gone, stays = Call("gone", "a"), Call("stays", "a")
     step_scheduler = scheduler(gone, stays)
     step_scheduler.remove(gone)
-    assert names(step_scheduler.next_calls()) == ["stays"]
+    assert names(step_scheduler.next_calls(0)) == ["stays"]
 
 
 def test_whatever_parks_is_served_once() -> None:
@@ -141,7 +159,7 @@ def test_whatever_parks_is_served_once() -> None:
         ]
         step_scheduler = scheduler(*calls)
         served: list[Call] = []
-        while forward := step_scheduler.next_calls():
+        while forward := step_scheduler.next_calls(0):
             served += forward
             assert len({(call.key, call.priority) for call in forward}) == 1
         assert sorted(names(served)) == sorted(names(calls))

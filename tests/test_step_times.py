@@ -45,7 +45,6 @@ def test_company_costs_its_rows_until_one_is_done() -> None:
 def test_what_is_unknown_takes_no_time() -> None:
     assert StepTimes().seconds_left(Work(100, 2, 20), [Work(100, 2, 20)]) == 0
     assert learned().seconds_left(Work(pixels=50, rows=2, steps=20), []) == 0
-    assert StepTimes().pixels_per_second("denoise", 100) == 0
 
 
 def test_a_larger_picture_takes_at_least_as_long_as_a_smaller_one() -> None:
@@ -60,4 +59,3 @@ def test_forwards_of_one_row_count_say_nothing_of_a_row() -> None:
         times.observe("denoise", 100, 2, 0.1)
     one = Work(100, 2, 10)
     assert times.seconds_left(one, [one] * 20) == pytest.approx(1.0)
-    assert times.pixels_per_second("denoise", 100) == pytest.approx(2000)

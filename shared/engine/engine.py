@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +39,10 @@ _ENDS: dict[type[BaseException], str] = {
     Cancelled: "num_cancelled",
     DeadlineExceeded: "num_expired",
 }
+
+
+# What a step is taken for where none was timed: so little that it soon goes, and is.
+_UNKNOWN_STEP_S = 1e-3
 
 
 @dataclass(eq=False)
@@ -73,6 +77,11 @@ class _Parked:
     request: _Request
     step: StepCall
     pixels: int
+    seconds_alone: float
+
+    @property
+    def submitted_at(self) -> float:
+        return self.request.submitted_at
 
     @property
     def kind(self) -> str:
@@ -306,20 +315,17 @@ class DenoiseEngine:
         """Whether it can be done by its deadline, as far as the times so far tell."""
         if request.deadline is None:
             return True
-        rivals = [
-            self._work_left(each)
-            for each in others
-            if each.priority <= request.priority and each is not request
-        ]
+        rivals = [self._work_left(each) for each in others if _shares_forwards(each, request)]
         return now + self._times.seconds_left(self._work_left(request), rivals) < request.deadline
 
-    def _work_left(self, request: _Request) -> Work:
+    def _work(self, request: _Request) -> Work:
         expected = request.expected
-        return Work(
-            pixels=expected.pixels,
-            rows=expected.pictures * self._rows_per_picture[expected.guided],
-            steps=max(0, expected.steps - request.num_forwards),
-        )
+        rows = expected.pictures * self._rows_per_picture[expected.guided]
+        return Work(expected.pixels, rows, expected.steps)
+
+    def _work_left(self, request: _Request) -> Work:
+        work = self._work(request)
+        return replace(work, steps=max(0, work.steps - request.num_forwards))
 
     # Everything below runs in the engine's thread.
 
@@ -393,10 +399,10 @@ class DenoiseEngine:
         return copy(**request.pipeline_kwargs)
 
     def _step(self) -> None:
-        calls = self._step_scheduler.next_calls()
+        started = time.perf_counter()
+        calls = self._step_scheduler.next_calls(started)
         if not calls:
             return
-        started = time.perf_counter()
         outputs = self._forward(calls)
         self._count_forward(calls, time.perf_counter() - started)
         for call, output in zip(calls, outputs, strict=True):
@@ -458,7 +464,9 @@ class DenoiseEngine:
             expected = request.expected
             self._rows_per_picture[expected.guided] = max(1, step.rows // expected.pictures)
         pixels = step.latents * self._pixels_per_latent or request.pixels
-        request.parked = _Parked(request, step, pixels)
+        work = self._work(request)
+        seconds_alone = self._times.seconds_left(work, []) or work.steps * _UNKNOWN_STEP_S
+        request.parked = _Parked(request, step, pixels, seconds_alone)
         self._step_scheduler.add(request.parked)
 
     def _activate_for(self, run: PipelineRun) -> AdapterSet:
@@ -470,8 +478,7 @@ class DenoiseEngine:
     def _activate(self, call: _Parked) -> None:
         seconds = self._adapters.activate(call.setup)
         if seconds:
-            speed = self._times.pixels_per_second(call.kind, call.pixels_per_row)
-            self._step_scheduler.setup_pixels = seconds * speed
+            self._step_scheduler.setup_s = seconds
 
     def _complete(self, request: _Request, result: Any) -> None:
         queue_s = request.started_at - request.submitted_at
@@ -514,6 +521,19 @@ class DenoiseEngine:
             self._totals.requests_per_forward[len(calls)] += 1
             if rows:
                 self._times.observe(first.kind, first.pixels_per_row, rows, seconds)
+
+
+def _shares_forwards(one: _Request, other: _Request) -> bool:
+    """Whether `one` is mostly in the same forwards as `other`, and cannot be made to wait for it.
+
+    What is of another size can.
+    """
+    return (
+        one is not other
+        and one.priority <= other.priority
+        and one.adapters == other.adapters
+        and one.expected.pixels == other.expected.pixels
+    )
 
 
 def _reason_to_drop(request: _Request, now: float) -> Exception | None:

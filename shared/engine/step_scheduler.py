@@ -1,7 +1,6 @@
 """Who goes next: plain policy over parked calls, without tensors."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 
@@ -21,6 +20,14 @@ class Schedulable(Protocol):
         """Its work: pixels of a picture times rows."""
 
     @property
+    def submitted_at(self) -> float:
+        """When its request came, in seconds of any clock."""
+
+    @property
+    def seconds_alone(self) -> float:
+        """What its request takes with nobody beside it, from beginning to end; above 0."""
+
+    @property
     def priority(self) -> int:
         """Lower goes first, always."""
 
@@ -35,72 +42,62 @@ CallT = TypeVar("CallT", bound=Schedulable)
 LaneId = tuple[int, Hashable, Hashable]
 
 
-@dataclass
-class _Lane(Generic[CallT]):
-    """Calls that can share a forward, oldest first, and the pixels that the lane was served."""
-
-    setup: Hashable
-    served: float
-    calls: list[CallT] = field(default_factory=list)
-
-
 class StepScheduler(Generic[CallT]):
-    """Calls that can share a forward form a lane; of the first priority, the least served goes.
+    """Calls that can share a forward form a lane; of the first priority, the most delayed goes.
 
-    Lanes are so served equal shares of pixels, however many requests each has. A lane that begins
-    starts level with the least served one. A lane that needs another setup than the last forward
-    had is put back by what the change costs, and charged for it.
+    That is the call with the highest ratio of the time since its request came to the time that the
+    request takes alone, and with it as many of its lane as fit. A call that needs another setup
+    than the last forward had counts as come so much later as the change takes.
     """
 
     def __init__(self, max_pixels: Mapping[str, int]) -> None:
         """`max_pixels` bounds the forwards of each kind; a larger call goes alone."""
         self._max_pixels = dict(max_pixels)
-        self._lanes: dict[LaneId, _Lane[CallT]] = {}
+        self._lanes: dict[LaneId, list[CallT]] = {}
         self._setup: Hashable = ()
         self._last: LaneId | None = None
-        self.setup_pixels = 0.0  # the work that could be done while the setup is changed
+        self.setup_s = 0.0  # what a change of the setup takes
         self.num_lane_switches = 0
 
     def add(self, call: CallT) -> None:
-        lane_id = (call.priority, call.key, call.setup)
-        lane = self._lanes.get(lane_id)
-        if lane is None:
-            rivals = [each.served for each in self._of_priority(call.priority).values()]
-            lane = self._lanes[lane_id] = _Lane(call.setup, served=min(rivals, default=0.0))
-        lane.calls.append(call)
+        self._lanes.setdefault(_lane_id(call), []).append(call)
 
     def remove(self, call: CallT) -> None:
-        self._lanes[call.priority, call.key, call.setup].calls.remove(call)
+        self._lanes[_lane_id(call)].remove(call)
 
-    def next_calls(self) -> list[CallT]:
+    def next_calls(self, now: float) -> list[CallT]:
         """Take the calls of the next forward: one lane's, up to the budget, at least one."""
-        self._lanes = {lane_id: lane for lane_id, lane in self._lanes.items() if lane.calls}
+        self._lanes = {lane_id: calls for lane_id, calls in self._lanes.items() if calls}
         if not self._lanes:
             return []
-        lanes = self._of_priority(self.first_priority())
-        lane_id = min(lanes, key=lambda each: lanes[each].served + self._setup_cost(lanes[each]))
-        lane = lanes[lane_id]
-        chosen = self._within_budget(lane.calls)
-        lane.calls = [call for call in lane.calls if call not in chosen]
-        lane.served += self._setup_cost(lane) + sum(call.pixels for call in chosen)
-        self._setup = lane.setup
+        priority = self.first_priority()
+        first = max(
+            (call for each, calls in self._lanes.items() if each[0] == priority for call in calls),
+            key=lambda call: self._delay(call, now),
+        )
+        lane_id = _lane_id(first)
+        calls = sorted(self._lanes[lane_id], key=lambda call: -self._delay(call, now))
+        chosen = self._within_budget(calls)
+        self._lanes[lane_id] = [call for call in calls if call not in chosen]
+        self._setup = first.setup
         self.num_lane_switches += self._last not in (None, lane_id)
         self._last = lane_id
-        return chosen
+        # The same company in the same order at each step: what it has in common is joined once.
+        return sorted(chosen, key=lambda call: call.submitted_at)
 
     def first_priority(self) -> int | None:
         """The priority whose calls go next; None where nothing is parked."""
-        return min((each[0] for each, lane in self._lanes.items() if lane.calls), default=None)
+        return min((each[0] for each, calls in self._lanes.items() if calls), default=None)
 
     def lower_limit(self, kind: str, pixels: int) -> None:
         """From now on, forwards of this kind hold at most this much."""
         self._max_pixels[kind] = max(1, min(self._max_pixels[kind], pixels))
 
-    def _of_priority(self, priority: int | None) -> dict[LaneId, _Lane[CallT]]:
-        return {each: lane for each, lane in self._lanes.items() if each[0] == priority}
-
-    def _setup_cost(self, lane: _Lane[CallT]) -> float:
-        return 0.0 if lane.setup == self._setup else self.setup_pixels
+    def _delay(self, call: CallT, now: float) -> float:
+        waited = now - call.submitted_at
+        if call.setup != self._setup:
+            waited -= self.setup_s
+        return waited / call.seconds_alone
 
     def _within_budget(self, calls: list[CallT]) -> list[CallT]:
         chosen = [calls[0]]
@@ -110,3 +107,7 @@ class StepScheduler(Generic[CallT]):
                 chosen.append(call)
                 room -= call.pixels
         return chosen
+
+
+def _lane_id(call: Schedulable) -> LaneId:
+    return (call.priority, call.key, call.setup)

@@ -59,13 +59,8 @@ class StepTimes:
         """A forward of `rows` rows of `pixels` each took `seconds`."""
         self._lines.setdefault((kind, pixels), _Line()).observe(rows, seconds)
 
-    def pixels_per_second(self, kind: str, pixels: int) -> float:
-        """The speed of this kind and size so far; 0 where it is unknown."""
-        line = self._lines.get((kind, pixels))
-        return line.rows * pixels / line.seconds if line and line.seconds else 0.0
-
     def seconds_left(self, work: Work, others: Iterable[Work]) -> float:
-        """The least time in which `work` can be done beside `others`, each served equally.
+        """The least time in which `work` can be done while `others` are in the same forwards.
 
         Until it is done, each of the others is served as much as it, or all that it needs.
         """
