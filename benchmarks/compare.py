@@ -9,7 +9,7 @@ Everything runs on this machine: the client, and one system at a time. A load is
 closed-N       N callers, each of which asks again when it has its picture; at least 4 calls each
 poisson-SHARE  calls at random moments, at that share of what the service has just rendered a second
 burst-N        N at once, again and again, at nine tenths of that
-trace-FILE     a CSV file with the columns arrival_s, num_inference_steps and n
+trace-FILE     a CSV file as example_trace.csv, of which the calls for text-to-image are asked
 dataset-N      N calls as the rows of a dataset: the bulk job, which is ours there
 
 A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser

@@ -86,12 +86,16 @@ def bursts(wanted: Sequence[Call], number: int, calls_per_s: float) -> Iterator[
 
 
 def trace(file: Path, size: int) -> Iterator[Arrival]:
-    """From a CSV file with the columns arrival_s, num_inference_steps and n."""
+    """From a CSV file with the columns arrival_s, num_inference_steps, n and type.
+
+    Not all systems edit pictures, so only calls of the type text-to-image are brought.
+    """
     (plain,) = calls(1, "equal", size)
     with file.open(newline="") as lines:
         for i, row in enumerate(csv.DictReader(lines)):
-            numbers = {name: int(row[name]) for name in ("num_inference_steps", "n")}
-            yield Arrival(float(row["arrival_s"]), plain | {"seed": 100 * i} | numbers)
+            if row["type"] == "text-to-image":
+                numbers = {name: int(row[name]) for name in ("num_inference_steps", "n")}
+                yield Arrival(float(row["arrival_s"]), plain | {"seed": 100 * i} | numbers)
 
 
 class Client:
