@@ -1,6 +1,7 @@
 """The engine against stock diffusers, which is the oracle, and against what can go wrong."""
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -264,11 +265,50 @@ def test_counters_say_what_was_done(engine: DenoiseEngine) -> None:
     engine.submit(**arguments(0, guidance_scale=1.0)).result(timeout=60)
     counters = engine.counters()
     assert counters.num_completed == 4
-    assert counters.num_rows == 4 * (4 + 1)  # steps, and a decode
+    assert counters.num_rows == 4 * 4
+    assert counters.num_decodes == 4
     assert counters.num_padding_rows >= 4  # those that ran alone
     assert counters.num_prompt_cache_hits == 3
     assert counters.num_prompt_cache_misses == 1
     assert 0 < counters.prompt_cache_bytes < 2**20
-    assert counters.busy_s > 0 < counters.queue_s
+    assert counters.busy_s > counters.decode_s > 0 < counters.queue_s
     forwards = counters.forwards_by_requests
     assert sum(requests * number for requests, number in forwards.items()) == counters.num_rows
+
+
+def test_work_is_counted_as_it_comes_and_backlog_until_it_is_done(small: DiffusionPipeline) -> None:
+    with DenoiseEngine(small) as engine:
+        engine.submit(**arguments(0)).result(timeout=60)
+        learned = engine.counters()
+        assert learned.work_s == learned.backlog_s == 0  # nothing was known when it came
+        gate = Gate()
+        held = engine.submit(**arguments(1, num_inference_steps=9, callback_on_step_end=gate))
+        gate.reached.wait(30)
+        others = [engine.submit(**arguments(i, num_inference_steps=9)) for i in range(2, 4)]
+        came = engine.counters()
+        assert came.work_s > came.backlog_s > came.work_s / 2  # one step of 27 is done
+        gate.opened.set()
+        for ticket in [held, *others]:
+            ticket.result(timeout=60)
+        done = engine.counters()
+        assert done.work_s == came.work_s
+        assert done.backlog_s == 0
+
+
+def test_a_forward_that_does_not_end_is_seen(small: DiffusionPipeline) -> None:
+    reached, opened = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        reached.set()
+        opened.wait(30)
+
+    small.unet.conv_in.register_forward_pre_hook(hang)
+    with DenoiseEngine(small) as engine:
+        assert engine.counters().forward_age_s == 0
+        ticket = engine.submit(**arguments(0))
+        assert reached.wait(30)
+        time.sleep(0.2)
+        assert 0.2 <= engine.counters().forward_age_s < 30
+        opened.set()
+        ticket.result(timeout=60)
+        assert engine.counters().forward_age_s == 0

@@ -47,6 +47,27 @@ def test_what_is_unknown_takes_no_time() -> None:
     assert learned().seconds_left(Work(pixels=50, rows=2, steps=20), []) == 0
 
 
+def test_a_share_is_that_of_full_forwards_and_a_decode() -> None:
+    times, work = learned(), Work(100, 2, 20)
+    full = 0.01 + 0.002 * 32
+    assert times.share_s(work, 16, 10_000) == pytest.approx(20 * 2 / 32 * full + 0.05)
+    assert times.share_s(work, 99, 3200) == pytest.approx(20 * 2 / 32 * full + 0.05)
+    assert times.share_s(work, 16, 1) == pytest.approx(20 * 0.014 + 0.05)
+    assert StepTimes().share_s(work, 16, 10_000) == 0
+
+
+def test_an_unknown_size_has_the_share_of_the_nearest_for_its_pixels() -> None:
+    times = learned()
+    times.observe("denoise", 1000, 2, 0.5)
+
+    def share(pixels: int) -> float:
+        return times.share_s(Work(pixels, 2, 20), max_requests=1, max_pixels=10_000)
+
+    assert share(300) == pytest.approx(3 * share(100))
+    assert share(50) == pytest.approx(share(100) / 2)
+    assert share(500) == pytest.approx(20 * 0.25 + 5 * 0.05)
+
+
 def test_a_larger_picture_takes_at_least_as_long_as_a_smaller_one() -> None:
     times = learned()
     small, large = Work(100, 2, 20), Work(400, 2, 20)

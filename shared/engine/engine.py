@@ -110,8 +110,11 @@ class _Totals:
 
     ends: Counter[str] = field(default_factory=Counter)
     requests_per_forward: Counter[int] = field(default_factory=Counter)
-    busy_s: float = 0.0
+    num_decodes: int = 0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
     queue_s: float = 0.0
+    work_s: float = 0.0
 
 
 class DenoiseEngine:
@@ -135,6 +138,7 @@ class DenoiseEngine:
         self._is_closing = False
         self._death: BaseException | None = None
         self._totals = _Totals()
+        self._forward_since: float | None = None
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
         self._copies = PipelineCopies()
@@ -242,10 +246,17 @@ class DenoiseEngine:
             totals = self._totals
             return EngineCounters(
                 **totals.ends,
-                busy_s=totals.busy_s,
+                busy_s=totals.denoise_s + totals.decode_s,
+                decode_s=totals.decode_s,
+                forward_age_s=time.perf_counter() - since
+                if (since := self._forward_since)
+                else 0.0,
                 queue_s=totals.queue_s,
+                work_s=totals.work_s,
+                backlog_s=sum(map(self._share_s, self._under_way())),
                 num_waiting=len(self._waiting),
                 num_in_flight=len(self._running),
+                num_decodes=totals.num_decodes,
                 num_rows=self._forwards.num_rows,
                 num_padding_rows=self._forwards.num_padding_rows,
                 num_bisections=self._forwards.num_bisections,
@@ -273,7 +284,7 @@ class DenoiseEngine:
         with self._changed:
             self._is_closing = True
             if cancel:
-                for request in [*self._waiting, *self._running]:
+                for request in self._under_way():
                     request.ticket.cancel()
             self._changed.notify_all()
         atexit.unregister(self.close)
@@ -296,12 +307,12 @@ class DenoiseEngine:
             self._raise_unless_open()
             if self._waiting.is_full(request.priority):
                 raise QueueFull(f"{self._config.max_queued} requests are already waiting")
-            ahead = [*self._running, *self._waiting]
-            if not self._can_finish(request, ahead, request.submitted_at):
+            if not self._can_finish(request, self._under_way(), request.submitted_at):
                 if self._can_finish(request, [], request.submitted_at):
                     raise QueueFull("the work under way leaves it too little time")
                 self._totals.ends["num_expired"] += 1
                 raise DeadlineExceeded("it cannot be finished in the time that it has")
+            self._totals.work_s += self._share_s(request)
             self._waiting.add(request)
             self._changed.notify_all()
 
@@ -326,6 +337,17 @@ class DenoiseEngine:
     def _work_left(self, request: _Request) -> Work:
         work = self._work(request)
         return replace(work, steps=max(0, work.steps - request.num_forwards))
+
+    def _share_s(self, request: _Request) -> float:
+        """What is left of it, in seconds of an engine that is full of such requests."""
+        return self._times.share_s(
+            self._work_left(request),
+            max_requests=self._config.max_in_flight,
+            max_pixels=self._config.max_pixels_per_forward,
+        )
+
+    def _under_way(self) -> list[_Request]:
+        return [*self._running, *self._waiting]
 
     # Everything below runs in the engine's thread.
 
@@ -403,7 +425,9 @@ class DenoiseEngine:
         calls = self._step_scheduler.next_calls(started)
         if not calls:
             return
+        self._forward_since = started
         outputs = self._forward(calls)
+        self._forward_since = None
         self._count_forward(calls, time.perf_counter() - started)
         for call, output in zip(calls, outputs, strict=True):
             if isinstance(output, Exception):
@@ -517,8 +541,12 @@ class DenoiseEngine:
             call.request.num_forwards += call.kind == "denoise"
             call.request.num_shared_forwards += len(calls) > 1
         with self._changed:
-            self._totals.busy_s += seconds
-            self._totals.requests_per_forward[len(calls)] += 1
+            if first.kind == "decode":
+                self._totals.num_decodes += 1
+                self._totals.decode_s += seconds
+            else:
+                self._totals.requests_per_forward[len(calls)] += 1
+                self._totals.denoise_s += seconds
             if rows:
                 self._times.observe(first.kind, first.pixels_per_row, rows, seconds)
 

@@ -86,8 +86,8 @@ class Forwards:
         return None if limit is None or not call.rows else max(1, limit // call.latents_per_row)
 
     def _count(self, first: StepCall, rows: int, max_rows: int | None) -> None:
-        self.num_rows += rows
-        if rows:
+        if first.kind == "denoise" and rows:
+            self.num_rows += rows
             self.num_padding_rows += sum(self._rule_of(first).chunks(rows, max_rows)) - rows
 
 

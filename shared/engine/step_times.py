@@ -77,6 +77,25 @@ class StepTimes:
             + (decode.seconds / decode.weight if decode else 0.0)
         )
 
+    def share_s(self, work: Work, max_requests: int, max_pixels: int) -> float:
+        """What `work` takes of an engine's time if all forwards are full of such work, in seconds.
+
+        A forward is full with so many requests, or pixels of all rows. A size that never ran is
+        taken to need as much for its pixels as the nearest that did.
+        """
+        full = max(work.rows, min(max_requests * work.rows, max_pixels // work.pixels))
+        forwards = work.steps * work.rows / full
+        forward_s = self._about("denoise", work.pixels, full)
+        return forwards * forward_s + self._about("decode", work.pixels, rows=1)
+
+    def _about(self, kind: str, pixels: int, rows: int) -> float:
+        known = [size for of_kind, size in self._lines if of_kind == kind]
+        if not known:
+            return 0.0
+        nearest = min(known, key=lambda size: max(size, pixels) / min(size, pixels))
+        line = self._lines[kind, nearest]
+        return (line.per_forward() + rows * line.per_row()) * pixels / nearest
+
     def _row_seconds(self, work: Work) -> float:
         line = self._nearest("denoise", work.pixels)
         return work.steps * work.rows * line.per_row() if line else 0.0

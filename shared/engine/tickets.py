@@ -49,10 +49,12 @@ class EngineCounters:
     """What an engine has done so far, and what it holds.
 
     `num_expired` counts requests refused or dropped for their deadline. Forwards are those of the
-    denoiser and of `decode`: `forwards_by_requests[k]` counts those that k requests shared. Of
-    the rows, `num_padding_rows` were there only to fill a forward up. `num_bisections` counts
-    forwards that were cut in two because they failed or ran out of memory, `busy_s` the
-    seconds in forwards.
+    denoiser: `forwards_by_requests[k]` counts those that k requests shared. Of their rows,
+    `num_padding_rows` were there only to fill a forward up. `num_bisections` counts forwards and
+    decodes that were cut in two because they failed or ran out of memory. `busy_s` are the seconds
+    in forwards and decodes, `decode_s` those in decodes, `forward_age_s` those since the one under
+    way began. `work_s` are seconds that all requests so far take of an engine whose
+    forwards are full, by the times that it has learned, and `backlog_s` those of what is left.
     """
 
     num_completed: int = 0
@@ -61,6 +63,7 @@ class EngineCounters:
     num_expired: int = 0
     num_waiting: int = 0
     num_in_flight: int = 0
+    num_decodes: int = 0
     num_rows: int = 0
     num_padding_rows: int = 0
     num_lane_switches: int = 0
@@ -70,8 +73,16 @@ class EngineCounters:
     num_prompt_cache_misses: int = 0
     prompt_cache_bytes: int = 0
     busy_s: float = 0.0
+    decode_s: float = 0.0
+    forward_age_s: float = 0.0
     queue_s: float = 0.0
+    work_s: float = 0.0
+    backlog_s: float = 0.0
     forwards_by_requests: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def num_forwards(self) -> int:
+        return sum(self.forwards_by_requests.values())
 
     @property
     def num_shared_forwards(self) -> int:
