@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
@@ -34,6 +34,7 @@ class Dispatcher:
 
     def __init__(self, generator: DeploymentHandle) -> None:
         self._generator = generator
+        self._streams = generator.options(stream=True)
         self._load = Load()
         self._profile: ModelProfile | None = None
         self._one_asks = asyncio.Lock()
@@ -51,37 +52,43 @@ class Dispatcher:
     async def render(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float
     ) -> GeneratedImage:
-        deadline = _now() + timeout_s
-        with self._carrying(request):
-            for _ in range(_MAX_TRIES):
-                try:
-                    # The engine keeps the deadline too, but a request may not have come that far.
-                    async with asyncio.timeout_at(deadline):
-                        image: GeneratedImage = await self._generator.generate.remote(
-                            request, encoding, deadline - _now()
-                        )
-                except _LOST as error:
-                    logger.warning(_TRYING_AGAIN, error)
-                else:
-                    return image
-            raise GeneratorLost(_ALL_LOST)
+        async with aclosing(self._tried("generate", request, encoding, timeout_s)) as events:
+            (image,) = [event async for event in events]
+        assert isinstance(image, GeneratedImage)
+        return image
 
-    async def follow(
+    def follow(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
     ) -> AsyncGenerator[Progress | GeneratedImage]:
+        return self._tried("follow", request, encoding, timeout_s, num_previews)
+
+    async def _tried(
+        self,
+        method: str,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        timeout_s: float,
+        *arguments: Any,
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
+        """What this method of a generator gives, or of the next one where one is lost.
+
+        It is always a stream, and read to its end: of a call that is not, Serve 2.60 does not see
+        the end as it is run here (RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP is 0), counts it as under
+        way for up to ten seconds more, and sends others to generators that have more to do.
+        """
         deadline = _now() + timeout_s
         with self._carrying(request):
             for _ in range(_MAX_TRIES):
-                events = self._generator.options(stream=True).follow.remote(
-                    request, encoding, deadline - _now(), num_previews
-                )
+                call = getattr(self._streams, method)
+                events = call.remote(request, encoding, deadline - _now(), *arguments)
                 try:
                     while True:
+                        # The engine keeps it too, but a request may not have come that far.
                         async with asyncio.timeout_at(deadline):
-                            event: Progress | GeneratedImage = await anext(events)
-                        yield event
-                        if isinstance(event, GeneratedImage):
+                            event: Progress | GeneratedImage | None = await anext(events, None)
+                        if event is None:
                             return
+                        yield event
                 except _LOST as error:
                     logger.warning(_TRYING_AGAIN, error)
                 finally:

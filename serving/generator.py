@@ -25,10 +25,10 @@ class Generator:
 
     async def generate(
         self, request: CanonicalRequest, encoding: Encoding, timeout_s: float
-    ) -> GeneratedImage:
-        """Render one picture; when the caller goes away, so does the request."""
+    ) -> AsyncIterator[GeneratedImage]:
+        """One picture; when the caller goes away, so does the request."""
         with _ending_with_the_engine():
-            return await self._renderer.render(request, encoding, timeout_s=timeout_s)
+            yield await self._renderer.render(request, encoding, timeout_s=timeout_s)
 
     async def follow(
         self, request: CanonicalRequest, encoding: Encoding, timeout_s: float, num_previews: int
