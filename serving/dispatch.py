@@ -11,7 +11,7 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serving.load import Load
-from serving.rendering import GeneratorLost, Overloaded
+from serving.rendering import GeneratorLost, NotReady, Overloaded
 from shared.engine import EngineCounters
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
 from shared.model_profile import ModelProfile
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _MAX_TRIES = 5
 _TRYING_AGAIN = "a generator was lost, trying another one: %s"
 _ALL_LOST = f"{_MAX_TRIES} generators stopped while they rendered this"
+_READY_WITHIN_S = 5.0
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, EngineDead, Cancelled)
 
 
@@ -48,6 +49,17 @@ class Dispatcher:
     async def counters(self) -> EngineCounters:
         counters: EngineCounters = await self._answer(self._generator.counters.remote())
         return counters
+
+    async def check_ready(self) -> None:
+        try:
+            async with asyncio.timeout(_READY_WITHIN_S):
+                await self._generator.check_ready.remote()
+        except TimeoutError:
+            raise NotReady(f"no generator answered within {_READY_WITHIN_S:.0f} s") from None
+        except BackPressureError:
+            pass  # it has more than enough to do
+        except _LOST as error:
+            raise NotReady(f"a generator was lost: {error}") from None
 
     async def render(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float

@@ -5,7 +5,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
 from serving import imagine, openai_images
@@ -31,6 +31,7 @@ def build_http_app(rendering: Rendering, config: HttpConfig) -> FastAPI:
     app.include_router(openai_images.router)
     app.add_api_route("/stats", _stats, responses=ERROR_RESPONSES)
     app.add_api_route("/healthz", _healthz)
+    app.add_api_route("/readyz", _readyz, responses=ERROR_RESPONSES)
     app.add_api_route("/", _page, response_class=HTMLResponse, include_in_schema=False)
     return app
 
@@ -42,6 +43,13 @@ async def _stats(door: OpenDoor) -> EngineCounters:
 
 async def _healthz() -> dict[str, str]:
     """Answers as long as the ingress lives."""
+    return {"status": "ok"}
+
+
+async def _readyz(request: Request) -> dict[str, str]:
+    """Answers 200 if a picture would be rendered now: the model is loaded, its device answers."""
+    door: Door = request.app.state.door
+    await door.rendering.check_ready()
     return {"status": "ok"}
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from serving.auth import Unauthorized
-from serving.rendering import GeneratorLost, Overloaded
+from serving.rendering import GeneratorLost, NotReady, Overloaded
 from shared.errors import DeadlineExceeded, ImageBlocked, InvalidRequest, RenderFailed
 from shared.request import first_problem
 
@@ -115,6 +115,10 @@ def _lost(_: Request, error: Exception) -> JSONResponse:
     return _answer(503, "generator_lost", str(error), headers=_NO_RETRY)
 
 
+def _not_ready(_: Request, error: Exception) -> JSONResponse:
+    return _answer(503, "not_ready", str(error))
+
+
 def _internal(_: Request, error: Exception) -> JSONResponse:
     return _answer(500, "internal_error", "an error of the service's own; its log says more")
 
@@ -150,6 +154,7 @@ _HANDLERS: dict[type, Callable[[Request, Exception], JSONResponse]] = {
     ImageBlocked: _blocked,
     RenderFailed: _render_failed,
     GeneratorLost: _lost,
+    NotReady: _not_ready,
     HTTPException: _http,
     Exception: _internal,
 }

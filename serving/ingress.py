@@ -7,6 +7,7 @@ from ray.serve.handle import DeploymentHandle
 from serving.dispatch import Dispatcher
 from serving.door import HttpConfig
 from serving.http_app import build_http_app
+from serving.logs import log_with_serve
 from shared.config import ModelConfig
 
 
@@ -23,6 +24,7 @@ from shared.config import ModelConfig
 class Ingress:
     def __init__(self, generator: DeploymentHandle, model: ModelConfig, http: HttpConfig) -> None:
         """`model` is here because its profile is kept: a changed model renews the ingress too."""
+        log_with_serve()
         self._generator = generator
         self._http = http
 

@@ -21,6 +21,10 @@ class GeneratorLost(RuntimeError):
     """Every generator that was asked died while it rendered this."""
 
 
+class NotReady(RuntimeError):
+    """Nobody would render a picture now, for this reason."""
+
+
 class Rendering(Protocol):
     """Renders canonical requests, somewhere."""
 
@@ -29,6 +33,9 @@ class Rendering(Protocol):
 
     async def counters(self) -> EngineCounters:
         """What one engine has done since it started."""
+
+    async def check_ready(self) -> None:
+        """Raise NotReady, with the reason, unless a picture would be rendered now."""
 
     async def render(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float

@@ -93,16 +93,22 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A Ray head of its own in a process of its own, addressed by `address` and `dashboard`."""
+    """A Ray head of its own in a process of its own, addressed by `address` and `dashboard`.
+
+    Prometheus would find it at `metrics`, and its log files are in the folder `logs`.
+    """
 
     def __init__(self) -> None:
-        gcs, dashboard = free_port(), free_port()
+        gcs, dashboard, metrics = free_port(), free_port(), free_port()
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
+        self.metrics = f"http://127.0.0.1:{metrics}/metrics"
+        self.logs = RAY_FOLDER / "head" / "session_latest" / "logs"
         options = {
             "port": gcs,
             "node-ip-address": "127.0.0.1",
             "dashboard-port": dashboard,
+            "metrics-export-port": metrics,
             "dashboard-agent-listen-port": free_port(),
             "ray-client-server-port": free_port(),
             "temp-dir": RAY_FOLDER / "head",

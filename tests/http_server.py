@@ -13,9 +13,9 @@ import uvicorn
 from serving.door import HttpConfig
 from serving.http_app import build_http_app
 from serving.load import Load
-from serving.rendering import Overloaded, Rendering
+from serving.rendering import NotReady, Overloaded, Rendering
 from shared.engine import EngineCounters
-from shared.errors import QueueFull, RenderFailed
+from shared.errors import EngineDead, QueueFull, RenderFailed
 from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
@@ -34,6 +34,12 @@ class InProcess:
 
     async def counters(self) -> EngineCounters:
         return self.renderer.counters()
+
+    async def check_ready(self) -> None:
+        try:
+            self.renderer.check_alive()
+        except EngineDead as error:
+            raise NotReady(str(error)) from None
 
     async def render(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float

@@ -1,5 +1,6 @@
 import gc
 import weakref
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -106,3 +107,25 @@ def test_two_engines_on_one_module_are_refused() -> None:
     module = Double()
     with parking(module), pytest.raises(ValueError, match="another engine"), parking(module):
         pass
+
+
+def test_a_run_sees_the_context_that_it_is_given() -> None:
+    request_id = ContextVar("request_id", default="none")
+    module = Double()
+
+    def read() -> str:
+        module(torch.ones(1))
+        return request_id.get()
+
+    runs = []
+    with parking(module):
+        for name in ("first", "second"):
+            request_id.set(name)
+            runs.append(PipelineRun(read, copy_context()))
+        request_id.set("engine")
+        for run in runs:
+            run.start()
+        for run in runs:
+            run.resume(torch.ones(1))
+    assert [run.result for run in runs] == ["first", "second"]
+    assert request_id.get() == "engine"

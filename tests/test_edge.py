@@ -45,7 +45,7 @@ def test_a_large_body_is_refused_said_or_unsaid(host: str) -> None:
 
 
 def test_every_answer_is_hardened(host: str) -> None:
-    for path in ("/", "/healthz", "/nothing", "/imagine?prompt=", "/v1/models"):
+    for path in ("/", "/healthz", "/readyz", "/nothing", "/imagine?prompt=", "/v1/models"):
         headers = requests.get(f"{host}{path}", timeout=10).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -55,7 +56,12 @@ def host(cluster: Cluster) -> Iterator[str]:
     )
     private = ServiceArgs(num_cpus=1, http=HttpConfig(token_hashes=(token_hash(TOKEN),)))
     serve.run(build_app(ServiceArgs(num_cpus=2)), name="open")
-    serve.run(build_app(private), name="private", route_prefix="/private")
+    serve.run(
+        build_app(private),
+        name="private",
+        route_prefix="/private",
+        logging_config={"encoding": "JSON"},
+    )
     serve.run(build_app(tiny), name="tiny", route_prefix="/tiny")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -265,6 +271,59 @@ def test_the_page_the_docs_and_the_health_check_answer(host: str) -> None:
     assert set(document["paths"]["/imagine"]) == {"get", "post"}
     unknown = requests.get(f"{host}/nothing", timeout=10)
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_a_request_is_logged_with_its_id_from_the_ingress_to_the_engine(
+    host: str, cluster: Cluster
+) -> None:
+    headers = {"X-Request-ID": "a-request-of-the-tests", "Authorization": f"Bearer {TOKEN}"}
+    query = {"prompt": "a secret wish " * 60, **SMALL}  # so long that diffusers says so
+    response = requests.get(f"{host}/private/imagine", query, headers=headers, timeout=60)
+    assert response.status_code == 200
+    logs = (cluster.logs / "serve").glob("replica_private_*")
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    mine = [line for line in lines if line.get("request_id") == "a-request-of-the-tests"]
+    assert {line["deployment"] for line in mine} == {"private_Generator", "private_Ingress"}
+    (rendered,) = (line for line in mine if line["message"] == "rendered")
+    assert (rendered["width"], rendered["num_inference_steps"]) == (64, 4)
+    assert rendered["num_forwards"] == 4
+    assert rendered["render_s"] > 0 <= rendered["queue_s"]
+    assert not any("secret" in str(line) for line in lines)
+
+
+def test_it_is_ready_while_its_generator_answers(host: str) -> None:
+    assert requests.get(f"{host}/private/readyz", timeout=30).json() == {"status": "ok"}
+    pid = _generator_pid("private")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = requests.get(f"{host}/private/readyz", timeout=30)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "not_ready"
+    assert "answered" in answer.json()["error"]["message"]
+    assert requests.get(f"{host}/private/readyz", timeout=30).status_code == 200
+
+
+def test_prometheus_sees_what_the_engine_did(host: str, cluster: Cluster) -> None:
+    requests.get(f"{host}/private/imagine", {"prompt": "a", **SMALL}, timeout=60)
+    number = requests.get(f"{host}/stats", timeout=10).json()["num_completed"]
+    for _ in range(90):
+        found = requests.get(cluster.metrics, timeout=10).text
+        done = [
+            float(line.rpartition(" ")[2])
+            for line in found.splitlines()
+            if line.startswith("ray_sd_requests_total")
+            and 'application="open"' in line
+            and 'outcome="completed"' in line
+        ]
+        if number in done:  # beside those of generators that are no more
+            break
+        time.sleep(0.5)
+    assert number in done
+    for name in ("forwards_total", "forward_seconds_total", "rows_total", "backlog_seconds"):
+        assert f"ray_sd_{name}" in found
+    assert "ray_sd_queue_seconds_bucket" in found
 
 
 def test_many_that_leave_disturb_nobody_and_leave_nothing_behind(host: str) -> None:

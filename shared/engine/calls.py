@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,14 @@ class ModuleCall:
 class PipelineRun:
     """`function` in a greenlet. Each step runs it to its next call (returned) or its end (None).
 
-    At the end either `result` or `error` is set. Only one thread may step a run, and only
-    from outside any run.
+    It sees the context variables of `context`. At the end either `result` or `error` is set. Only
+    one thread may step a run, and only from outside any run.
     """
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], context: Context | None = None) -> None:
         self._function = function
         self._greenlet = _RunGreenlet(self)
+        self._greenlet.gr_context = context
         self.result: Any = None
         self.error: BaseException | None = None
 

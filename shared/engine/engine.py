@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +58,8 @@ class _Request:
     on_step: Callable[[Step], None] | None
     expected: ExpectedWork
     submitted_at: float
+    # Whatever is logged in its pipeline is logged as where it was submitted: with its request's id.
+    context: Context = field(default_factory=copy_context)
     started_at: float = 0.0
     run: PipelineRun | None = None
     parked: "_Parked | None" = None  # None: not started, or just ended
@@ -400,7 +403,8 @@ class DenoiseEngine:
                     self._running.remove(request)
                 self._fail(request, DeadlineExceeded("it waited until its time could not suffice"))
                 continue
-            request.run = PipelineRun(functools.partial(self._call_pipeline, request))
+            function = functools.partial(self._call_pipeline, request)
+            request.run = PipelineRun(function, request.context)
             self._settle(request, request.run.start())
 
     def _next_admitted(self) -> _Request | None:
