@@ -48,6 +48,35 @@ class Outcome:
     pictures_per_s: float
 
 
+@dataclass(frozen=True)
+class Answer:
+    is_good: bool
+    num_pictures: float
+    at_s: float
+    seconds: float
+
+
+def outcome(answers: Sequence[Answer], begun: float, num_callers: int = 0) -> Outcome:
+    """Of a run that began then. `num_callers` are those of a closed loop.
+
+    Of these, pictures a second are counted from the answer by which each has had one, to the answer
+    after which the first finds nothing more to ask: before and after that it is filled and drained.
+    With fewer than four times as many calls as callers it is the whole run.
+    """
+    answers = sorted(answers, key=lambda answer: answer.at_s)
+    good = [answer for answer in answers if answer.is_good]
+    num_failed = len(answers) - len(good)
+    if num_callers and len(answers) >= 4 * num_callers:
+        begun = answers[num_callers - 1].at_s
+        answers = answers[num_callers : len(answers) - num_callers + 1]
+    return Outcome(
+        latencies_s=[answer.seconds for answer in good],
+        num_failed=num_failed,
+        pictures_per_s=sum(each.num_pictures for each in answers if each.is_good)
+        / (answers[-1].at_s - begun),
+    )
+
+
 def quantile(latencies_s: Sequence[float], share: float) -> float:
     """The only one where there are no more."""
     if len(latencies_s) == 1:
@@ -108,18 +137,13 @@ class Client:
         self._url, self._mean_steps = url, mean_steps
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
-        """So many callers, each of which asks again as soon as it has its pictures.
-
-        Pictures a second are counted from the answer by which each of them has had one, to the
-        answer after which the first finds nothing more to ask: before and after that it is filled
-        and drained. With fewer than four times as many calls as callers it is the whole run.
-        """
+        """So many callers, each of which asks again as soon as it has its pictures."""
         left = iter(wanted)
 
-        async def keep_asking(http: httpx.AsyncClient) -> list[_Answer]:
+        async def keep_asking(http: httpx.AsyncClient) -> list[Answer]:
             return [await self._ask(http, call) for call in left]
 
-        async def ask_all(http: httpx.AsyncClient) -> list[_Answer]:
+        async def ask_all(http: httpx.AsyncClient) -> list[Answer]:
             some = await asyncio.gather(*(keep_asking(http) for _ in range(concurrency)))
             return [answer for each in some for answer in each]
 
@@ -129,7 +153,7 @@ class Client:
         """They come when they come, whatever became of those before."""
         begun = time.perf_counter()
 
-        async def come(http: httpx.AsyncClient, arrival: Arrival) -> _Answer:
+        async def come(http: httpx.AsyncClient, arrival: Arrival) -> Answer:
             await asyncio.sleep(begun + arrival.at_s - time.perf_counter())
             return await self._ask(http, arrival.call)
 
@@ -139,38 +163,19 @@ class Client:
 
     async def _measured(
         self,
-        work: "Callable[[httpx.AsyncClient], Awaitable[list[_Answer]]]",
+        work: Callable[[httpx.AsyncClient], Awaitable[list[Answer]]],
         num_callers: int = 0,
     ) -> Outcome:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=self._url, timeout=900, limits=limits) as http:
             begun = time.perf_counter()
-            answers = sorted(await work(http), key=lambda answer: answer.at_s)
-        good = [answer for answer in answers if answer.is_good]
-        num_failed = len(answers) - len(good)
-        if num_callers and len(answers) >= 4 * num_callers:
-            begun = answers[num_callers - 1].at_s
-            answers = answers[num_callers : len(answers) - num_callers + 1]
-        return Outcome(
-            latencies_s=[answer.seconds for answer in good],
-            num_failed=num_failed,
-            pictures_per_s=sum(each.num_pictures for each in answers if each.is_good)
-            / (answers[-1].at_s - begun),
-        )
+            return outcome(await work(http), begun, num_callers)
 
-    async def _ask(self, http: httpx.AsyncClient, call: Call) -> "_Answer":
+    async def _ask(self, http: httpx.AsyncClient, call: Call) -> Answer:
         begun, number = time.perf_counter(), call.get("n", 1)
         one = {name: value for name, value in call.items() if name != "n"}
         bodies = [one | {"seed": one["seed"] + i} for i in range(number)]
         responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
         is_good = all(response.status_code == 200 for response in responses)
         now = time.perf_counter()
-        return _Answer(is_good, num_pictures(call, self._mean_steps), now, now - begun)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    is_good: bool
-    num_pictures: float
-    at_s: float
-    seconds: float
+        return Answer(is_good, num_pictures(call, self._mean_steps), now, now - begun)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from ray import serve
 
+from serving.autoscaling import Workload
 from serving.logs import log_with_serve
 from serving.metrics import GeneratorMetrics
 from serving.rendering import NotReady
@@ -31,6 +32,7 @@ class Generator:
         log_with_serve()
         self._renderer = Renderer(model, engine)
         self._renderer.warm_up()
+        self._workload = Workload()
         self._metrics = GeneratorMetrics()
 
     async def generate(
@@ -68,6 +70,11 @@ class Generator:
         age_s = self._renderer.counters().forward_age_s
         if age_s > _STUCK_S:
             raise NotReady(f"a forward has been running for {age_s:.0f} s")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's hook, for the policy in serving/autoscaling.py."""
+        counters = self._renderer.counters()
+        return self._workload.report(work_s=counters.work_s, backlog_s=counters.backlog_s)
 
     def check_health(self) -> None:
         """Serve replaces the replica if this raises. Asked every few seconds, it counts as well."""

@@ -9,7 +9,7 @@ import yaml
 from anyscale.job.models import JobConfig
 from anyscale.service.models import ServiceConfig
 from pydantic import ValidationError
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
 
 from jobs.arguments import parse
@@ -46,8 +46,18 @@ def test_the_service_is_what_anyscale_and_serve_know() -> None:
         assert unknown_keys(application) == set()
         ServeApplicationSchema.model_validate(application)
         ServiceArgs.model_validate(application["args"])
+        for deployment in application["deployments"]:
+            _check_policy(deployment.get("autoscaling_config", {}).get("policy"))
         names = {deployment["name"] for deployment in application["deployments"]}
         assert names == {Generator.name, Ingress.name}
+
+
+def _check_policy(policy: dict[str, Any] | None) -> None:
+    """Serve would look for it, and build it, only when it is deployed."""
+    if policy is not None:
+        assert policy.keys() <= AutoscalingPolicy.model_fields.keys()
+        checked = AutoscalingPolicy(**policy)
+        checked.get_policy()(**checked.policy_kwargs)
 
 
 @pytest.mark.parametrize(
