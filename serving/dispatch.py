@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serving.load import Load
@@ -24,6 +24,7 @@ _MAX_TRIES = 5
 _TRYING_AGAIN = "a generator was lost, trying another one: %s"
 _ALL_LOST = f"{_MAX_TRIES} generators stopped while they rendered this"
 _READY_WITHIN_S = 5.0
+_END_WITHIN_S = 1.0
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, EngineDead, Cancelled)
 
 
@@ -58,8 +59,8 @@ class Dispatcher:
             raise NotReady(f"no generator answered within {_READY_WITHIN_S:.0f} s") from None
         except BackPressureError:
             pass  # it has more than enough to do
-        except _LOST as error:
-            raise NotReady(f"a generator was lost: {error}") from None
+        except (*_LOST, DeploymentUnavailableError) as error:
+            raise NotReady(f"no generator to ask: {error}") from None
 
     async def render(
         self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float
@@ -97,8 +98,10 @@ class Dispatcher:
                     while True:
                         # The engine keeps it too, but a request may not have come that far.
                         async with asyncio.timeout_at(deadline):
-                            event: Progress | GeneratedImage | None = await anext(events, None)
-                        if event is None:
+                            event: Progress | GeneratedImage = await anext(events)
+                        if isinstance(event, GeneratedImage):
+                            await _read_to_the_end(events)
+                            yield event
                             return
                         yield event
                 except _LOST as error:
@@ -129,6 +132,13 @@ class Dispatcher:
             return await response
         except BackPressureError:
             raise self._overloaded() from None
+
+
+async def _read_to_the_end(events: AsyncIterator[Any]) -> None:
+    """The picture is there: whatever becomes of its generator now does not spoil it."""
+    with suppress(*_LOST, TimeoutError):
+        async with asyncio.timeout(_END_WITHIN_S):
+            await anext(events, None)
 
 
 def _now() -> float:

@@ -96,13 +96,14 @@ def host(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
     application["args"] |= {"num_cpus": 1, "num_gpus": 0}
     _, generator = application["deployments"]
     del generator["ray_actor_options"]
-    generator["autoscaling_config"] |= {
+    generator["autoscaling_config"] = {
+        "min_replicas": 1,
         "max_replicas": 2,
         "upscale_delay_s": 2,
         "downscale_delay_s": 5,
         "look_back_period_s": 12,
+        "policy": {"policy_function": PATH, "policy_kwargs": {"clear_within_s": 3}},
     }
-    generator["autoscaling_config"]["policy"]["policy_kwargs"]["clear_within_s"] = 3
     port, config = free_port(), tmp_path / "serve.yaml"
     http_options = {"host": "127.0.0.1", "port": port}
     config.write_text(yaml.safe_dump({"http_options": http_options, "applications": [application]}))
