@@ -254,13 +254,12 @@ class VirtualService:
         num_replicas: int = 1,
         start_s: float = 30.0,
         fullness: Callable[[Replica], float] = lambda replica: replica.num_ongoing,
-        seed: int = 0,
     ) -> None:
         self.finished: list[Job] = []
         self.num_refused = 0
         self.replicas: list[int] = []
         self._clock, self._times, self._engine = clock, times, engine or EngineConfig()
-        self._start_s, self._fullness, self._chance = start_s, fullness, random.Random(seed)
+        self._start_s, self._fullness, self._chance = start_s, fullness, random.Random(0)
         self._serving = [self._replica(0.0) for _ in range(num_replicas)]
         self._leaving: list[Replica] = []
 

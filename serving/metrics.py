@@ -137,7 +137,7 @@ class GeneratorMetrics:
         for counter, each in zip(self._sums, _SUMS, strict=True):
             for value, part in each.parts.items():
                 grown = part(engine) - part(self._before)
-                if grown > 0:  # Ray refuses nothing
+                if grown > 0:  # Ray refuses an increment of 0
                     counter.inc(grown, {each.tag: value} if each.tag else {})
         for name, (_, level) in _LEVELS.items():
             self._levels[name].set(level(engine))
