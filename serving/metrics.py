@@ -99,9 +99,9 @@ _LEVELS: dict[str, tuple[str, Callable[[EngineCounters], float]]] = {
     ),
     "sd_waiting_requests": ("Requests that wait.", lambda engine: engine.num_waiting),
     "sd_running_requests": ("Requests in denoise.", lambda engine: engine.num_in_flight),
-    "sd_forward_age_seconds": (
-        "Since the forward under way began; 0 between forwards.",
-        lambda engine: engine.forward_age_s,
+    "sd_stalled_seconds": (
+        "Since the engine began the step that it is at; 0 while it waits for work.",
+        lambda engine: engine.stalled_s,
     ),
     "sd_prompt_cache_bytes": (
         "Encoded prompts that are kept.",

@@ -9,6 +9,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -91,7 +92,7 @@ class EngineConfig(Settings):
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
     in any company. With `compile`, the denoiser is compiled when the model is loaded, by "torch"
     (which true stands for) or "openvino" (docs/engine.md). `max_prompt_cache_bytes` bounds the
-    encoded prompts that are kept.
+    encoded prompts that are kept. An engine that is at one step for `watchdog_timeout_s` is dead.
     """
 
     max_in_flight: PositiveInt = 16
@@ -102,3 +103,4 @@ class EngineConfig(Settings):
     byte_identical: bool = True
     compile: Annotated[Compiler | None, BeforeValidator(_default_compiler)] = None
     max_prompt_cache_bytes: NonNegativeInt = 256 * 2**20
+    watchdog_timeout_s: PositiveFloat = 300

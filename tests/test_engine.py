@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -295,20 +296,26 @@ def test_work_is_counted_as_it_comes_and_backlog_until_it_is_done(small: Diffusi
         assert done.backlog_s == 0
 
 
-def test_a_forward_that_does_not_end_is_seen(small: DiffusionPipeline) -> None:
+@pytest.mark.parametrize("where", ["text_encoder.embeddings", "unet.conv_in"])
+def test_an_engine_that_does_not_come_on_is_dead(small: DiffusionPipeline, where: str) -> None:
     reached, opened = threading.Event(), threading.Event()
 
     def hang(*_: object) -> None:
         reached.set()
         opened.wait(30)
 
-    small.unet.conv_in.register_forward_pre_hook(hang)
-    with DenoiseEngine(small) as engine:
-        assert engine.counters().forward_age_s == 0
+    attrgetter(where)(small).register_forward_pre_hook(hang)
+    with DenoiseEngine(small, EngineConfig(watchdog_timeout_s=2)) as engine:
+        assert engine.counters().stalled_s == 0
         ticket = engine.submit(**arguments(0))
         assert reached.wait(30)
         time.sleep(0.2)
-        assert 0.2 <= engine.counters().forward_age_s < 30
+        assert engine.counters().stalled_s >= 0.2
+        engine.check_alive()
+        time.sleep(2)
+        with pytest.raises(EngineDead, match="at one thing for 2 s"):
+            engine.check_alive()
         opened.set()
         ticket.result(timeout=60)
-        assert engine.counters().forward_age_s == 0
+        engine.check_alive()
+        assert engine.counters().stalled_s < 2

@@ -68,6 +68,21 @@ def test_an_unknown_size_has_the_share_of_the_nearest_for_its_pixels() -> None:
     assert share(500) == pytest.approx(20 * 0.25 + 5 * 0.05)
 
 
+def test_company_gains_nothing_until_it_was_seen_to() -> None:
+    times, work = StepTimes(), Work(100, 2, 20)
+    times.observe("denoise", 100, 2, 0.1)
+    assert times.share_s(work, 16, 10_000) == pytest.approx(20 * 0.1)
+    times.observe("denoise", 100, 32, 0.4)
+    assert times.share_s(work, 16, 10_000) == pytest.approx(20 * 2 / 32 * 0.4)
+    assert times.share_s(work, 1, 10_000) == pytest.approx(20 * 0.1)
+
+
+def test_a_forward_with_less_company_than_was_ever_seen_takes_as_long() -> None:
+    times = StepTimes()
+    times.observe("denoise", 100, 32, 0.4)
+    assert times.share_s(Work(100, 2, 20), 1, 10_000) == pytest.approx(20 * 0.4)
+
+
 def test_a_larger_picture_takes_at_least_as_long_as_a_smaller_one() -> None:
     times = learned()
     small, large = Work(100, 2, 20), Work(400, 2, 20)

@@ -20,6 +20,7 @@ from shared.config import Compiler, EngineConfig
 from shared.engine import step_batch
 from shared.engine.adapters import Adapters, AdapterSet, adapter_set
 from shared.engine.calls import ModuleCall, PipelineRun
+from shared.engine.device_timer import DeviceTimer
 from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
 from shared.engine.forwards import Forwards
 from shared.engine.pipeline_copies import PipelineCopies
@@ -107,6 +108,15 @@ class _Parked:
         return self.request.adapters
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """What is learned from when it is done."""
+
+    kind: str
+    pixels_per_row: int
+    rows: int
+
+
 @dataclass
 class _Totals:
     """Sums behind the counters."""
@@ -141,7 +151,8 @@ class DenoiseEngine:
         self._is_closing = False
         self._death: BaseException | None = None
         self._totals = _Totals()
-        self._forward_since: float | None = None
+        self._moved_at: float | None = None  # when it began what it is at; None: waits for work
+        self._timer = DeviceTimer[_Forward](pipeline.device)
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
         self._copies = PipelineCopies()
@@ -251,9 +262,7 @@ class DenoiseEngine:
                 **totals.ends,
                 busy_s=totals.denoise_s + totals.decode_s,
                 decode_s=totals.decode_s,
-                forward_age_s=time.perf_counter() - since
-                if (since := self._forward_since)
-                else 0.0,
+                stalled_s=self._stalled_s(),
                 queue_s=totals.queue_s,
                 work_s=totals.work_s,
                 backlog_s=sum(map(self._share_s, self._under_way())),
@@ -278,9 +287,11 @@ class DenoiseEngine:
             return tickets.index(ticket) if ticket in tickets else 0
 
     def check_alive(self) -> None:
-        """Raise EngineDead unless the engine takes requests."""
+        """Raise EngineDead unless the engine takes requests and does something with them."""
         with self._changed:
             self._raise_unless_open()
+            if (stalled_s := self._stalled_s()) > self._config.watchdog_timeout_s:
+                raise EngineDead(f"the engine has been at one thing for {stalled_s:.0f} s")
 
     def close(self, *, cancel: bool = False) -> None:
         """Take no more requests, finish (or `cancel`) those there are, and stop the thread."""
@@ -325,6 +336,9 @@ class DenoiseEngine:
         if self._is_closing:
             raise EngineDead("the engine is closed")
 
+    def _stalled_s(self) -> float:
+        return 0.0 if self._moved_at is None else time.perf_counter() - self._moved_at
+
     def _can_finish(self, request: _Request, others: list[_Request], now: float) -> bool:
         """Whether it can be done by its deadline, as far as the times so far tell."""
         if request.deadline is None:
@@ -346,7 +360,7 @@ class DenoiseEngine:
         return self._times.share_s(
             self._work_left(request),
             max_requests=self._config.max_in_flight,
-            max_pixels=self._config.max_pixels_per_forward,
+            max_pixels=self._step_scheduler.max_pixels("denoise"),
         )
 
     def _under_way(self) -> list[_Request]:
@@ -377,8 +391,13 @@ class DenoiseEngine:
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False once that is for good."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) or self._running or self._is_closing)
-            return bool(len(self._waiting) or self._running)
+            if self._is_idle():
+                self._moved_at = None
+                self._changed.wait_for(lambda: not self._is_idle() or self._is_closing)
+            return not self._is_idle()
+
+    def _is_idle(self) -> bool:
+        return not (len(self._waiting) or self._running)
 
     def _drop_the_unwanted(self) -> None:
         """Cancelled requests, and those whose time is over."""
@@ -397,7 +416,7 @@ class DenoiseEngine:
 
     def _admit(self) -> None:
         while (request := self._next_admitted()) is not None:
-            now = request.started_at = time.perf_counter()
+            now = self._moved_at = request.started_at = time.perf_counter()
             if not self._can_finish(request, self._running, now):
                 with self._changed:
                     self._running.remove(request)
@@ -425,20 +444,24 @@ class DenoiseEngine:
         return copy(**request.pipeline_kwargs)
 
     def _step(self) -> None:
-        started = time.perf_counter()
-        calls = self._step_scheduler.next_calls(started)
+        now = self._moved_at = time.perf_counter()
+        calls = self._step_scheduler.next_calls(now)
         if not calls:
             return
-        self._forward_since = started
-        outputs = self._forward(calls)
-        self._forward_since = None
-        self._count_forward(calls, time.perf_counter() - started)
+        first, rows = calls[0], sum(call.step.rows for call in calls)
+        with self._timer.timing(_Forward(first.kind, first.pixels_per_row, rows)):
+            outputs = self._forward(calls)
+        self._count_forward(calls)
+        self._learn_times()
         for call, output in zip(calls, outputs, strict=True):
             if isinstance(output, Exception):
                 self._throw(call.request, output)
             else:
                 assert call.request.run is not None
                 self._settle(call.request, call.request.run.resume(output))
+        if not self._running:  # and nothing may come for long
+            self._timer.wait()
+            self._learn_times()
 
     def _forward(self, calls: list[_Parked]) -> list[Any]:
         """Each call's output, or its exception."""
@@ -528,7 +551,7 @@ class DenoiseEngine:
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
-            self._death = error
+            self._death, self._moved_at = error, None
             lost = [*self._running, *self._waiting.take_all(lambda _: True)]
             self._running.clear()
         for request in lost:
@@ -538,21 +561,25 @@ class DenoiseEngine:
                 request.run.throw(dead)  # let the pipeline clean up behind itself
             self._fail(request, dead)
 
-    def _count_forward(self, calls: list[_Parked], seconds: float) -> None:
-        first = calls[0]
-        rows = sum(call.step.rows for call in calls)
+    def _count_forward(self, calls: list[_Parked]) -> None:
         for call in calls:
             call.request.num_forwards += call.kind == "denoise"
             call.request.num_shared_forwards += len(calls) > 1
         with self._changed:
-            if first.kind == "decode":
+            if calls[0].kind == "decode":
                 self._totals.num_decodes += 1
-                self._totals.decode_s += seconds
             else:
                 self._totals.requests_per_forward[len(calls)] += 1
-                self._totals.denoise_s += seconds
-            if rows:
-                self._times.observe(first.kind, first.pixels_per_row, rows, seconds)
+
+    def _learn_times(self) -> None:
+        with self._changed:
+            for forward, seconds in self._timer.take_done():
+                if forward.kind == "decode":
+                    self._totals.decode_s += seconds
+                else:
+                    self._totals.denoise_s += seconds
+                if forward.rows:
+                    self._times.observe(forward.kind, forward.pixels_per_row, forward.rows, seconds)
 
 
 def _shares_forwards(one: _Request, other: _Request) -> bool:

@@ -89,6 +89,10 @@ class StepScheduler(Generic[CallT]):
         """The priority whose calls go next; None where nothing is parked."""
         return min((each[0] for each, calls in self._lanes.items() if calls), default=None)
 
+    def max_pixels(self, kind: str) -> int:
+        """What forwards of this kind hold at most."""
+        return self._max_pixels[kind]
+
     def lower_limit(self, kind: str, pixels: int) -> None:
         """From now on, forwards of this kind hold at most this much."""
         self._max_pixels[kind] = max(1, min(self._max_pixels[kind], pixels))

@@ -35,8 +35,8 @@ class _Line:
 
     def per_row(self) -> float:
         """Seconds that one more row takes; nothing as long as all forwards had equal rows."""
-        spread = self.rows_squared * self.weight - self.rows**2
-        if spread < 1e-6 * self.rows_squared * self.weight:
+        spread = self._spread()
+        if not spread:
             return 0.0
         slope = (self.rows_seconds * self.weight - self.rows * self.seconds) / spread
         return min(max(slope, 0.0), self.seconds / self.rows)
@@ -44,12 +44,21 @@ class _Line:
     def per_forward(self) -> float:
         return (self.seconds - self.per_row() * self.rows) / self.weight
 
+    def of_forward(self, rows: int) -> float:
+        """Seconds of a forward of `rows`; of unseen company, rows cost what they did without."""
+        if not self._spread():
+            return self.seconds / self.weight * max(1.0, rows * self.weight / self.rows)
+        return self.per_forward() + rows * self.per_row()
+
+    def _spread(self) -> float:
+        spread = self.rows_squared * self.weight - self.rows**2
+        return spread if spread > 1e-6 * self.rows_squared * self.weight else 0.0
+
 
 class StepTimes:
     """Seconds of forwards by kind and picture size.
 
-    Everything unknown counts as no time at all: what follows from it never says that a request
-    takes longer than it can.
+    What never ran counts as no time at all.
     """
 
     def __init__(self) -> None:
@@ -62,6 +71,7 @@ class StepTimes:
     def seconds_left(self, work: Work, others: Iterable[Work]) -> float:
         """The least time in which `work` can be done while `others` are in the same forwards.
 
+        What is unknown takes none: it never says that a request takes longer than it can.
         Until it is done, each of the others is served as much as it, or all that it needs.
         """
         step = self._nearest("denoise", work.pixels)
@@ -81,7 +91,8 @@ class StepTimes:
         """What `work` takes of an engine's time if all forwards are full of such work, in seconds.
 
         A forward is full with so many requests, or pixels of all rows. A size that never ran is
-        taken to need as much for its pixels as the nearest that did.
+        taken to need as much for its pixels as the nearest that did, and rows are not taken to
+        gain anything by company until they were seen to.
         """
         full = max(work.rows, min(max_requests * work.rows, max_pixels // work.pixels))
         forwards = work.steps * work.rows / full
@@ -94,7 +105,7 @@ class StepTimes:
             return 0.0
         nearest = min(known, key=lambda size: max(size, pixels) / min(size, pixels))
         line = self._lines[kind, nearest]
-        return (line.per_forward() + rows * line.per_row()) * pixels / nearest
+        return line.of_forward(rows) * pixels / nearest
 
     def _row_seconds(self, work: Work) -> float:
         line = self._nearest("denoise", work.pixels)

@@ -52,9 +52,10 @@ class EngineCounters:
     denoiser: `forwards_by_requests[k]` counts those that k requests shared. Of their rows,
     `num_padding_rows` were there only to fill a forward up. `num_bisections` counts forwards and
     decodes that were cut in two because they failed or ran out of memory. `busy_s` are the seconds
-    in forwards and decodes, `decode_s` those in decodes, `forward_age_s` those since the one under
-    way began. `work_s` are seconds that all requests so far take of an engine whose
-    forwards are full, by the times that it has learned, and `backlog_s` those of what is left.
+    in forwards and decodes that have ended, `decode_s` those in decodes. `stalled_s` are those
+    since the engine began what it is at: one step, or the start of one request. `work_s` are
+    seconds that all requests so far take of an engine whose forwards are full, by the times that it
+    has learned, and `backlog_s` those of what is left.
     """
 
     num_completed: int = 0
@@ -74,7 +75,7 @@ class EngineCounters:
     prompt_cache_bytes: int = 0
     busy_s: float = 0.0
     decode_s: float = 0.0
-    forward_age_s: float = 0.0
+    stalled_s: float = 0.0
     queue_s: float = 0.0
     work_s: float = 0.0
     backlog_s: float = 0.0
