@@ -93,9 +93,13 @@ def measured_times(service: LocalService, number: int) -> ForwardTimes:
 def counters(service: LocalService, number: int) -> EngineCounters:
     """Of all replicas together: each call is answered by one of them, and they idle."""
     found: dict[float, EngineCounters] = {}
-    while len(found) < number:
+    for _ in range(100 * number):
         one = EngineCounters(**httpx.get(f"{service.url}/stats").json())
         found[one.busy_s] = one
+        if len(found) == number:
+            break
+    else:
+        raise RuntimeError(f"{len(found)} of {number} generators answered")
     forwards = sum((Counter(each.forwards_by_requests) for each in found.values()), Counter())
     return EngineCounters(
         forwards_by_requests=dict(forwards),

@@ -45,7 +45,10 @@ class ServiceArgs(Settings):
 
 def build_app(args: ServiceArgs) -> Application:
     """An ingress in front of generators; `deployments:` in a Serve config scales either."""
+    # A replica that is to go finishes what it has: nothing there takes longer than this.
+    patience = {"graceful_shutdown_timeout_s": args.http.timeout_s}
     generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
+        **patience,
         # More than the engine takes: it knows best whom to refuse, and is still to be asked how
         # it is when it is full.
         max_ongoing_requests=args.engine.max_in_flight + args.engine.max_queued + _SPARE,
@@ -56,10 +59,7 @@ def build_app(args: ServiceArgs) -> Application:
             "runtime_env": {"env_vars": CPU_WORKER},
         },
     ).bind(args.model, args.engine)
-    # A replica that is to go finishes what it has: nothing there takes longer than this.
-    ingress = Ingress.options(  # type: ignore[attr-defined]
-        graceful_shutdown_timeout_s=args.http.timeout_s
-    )
+    ingress = Ingress.options(**patience)  # type: ignore[attr-defined]
     return ingress.bind(generator, args.model, args.http)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from serving.load import Load
 from serving.rendering import GeneratorLost, NotReady, Overloaded
@@ -32,10 +32,13 @@ class Dispatcher:
     """Rendering by the replicas of the Generator deployment.
 
     The seed is in the request: whoever renders it, and however often, it is one picture.
+
+    Every call is a stream, and read to its end: of a call that is not, Serve 2.60 does not see the
+    end as it is run here (RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP is 0), counts it as under way for
+    up to ten seconds more, and sends others to generators that have more to do.
     """
 
     def __init__(self, generator: DeploymentHandle) -> None:
-        self._generator = generator
         self._streams = generator.options(stream=True)
         self._load = Load()
         self._profile: ModelProfile | None = None
@@ -44,20 +47,20 @@ class Dispatcher:
     async def profile(self) -> ModelProfile:
         async with self._one_asks:  # the first callers of a busy service would fill its queue
             if self._profile is None:
-                self._profile = await self._answer(self._generator.profile.remote())
+                self._profile = await self._answer("profile")
             return self._profile
 
     async def counters(self) -> EngineCounters:
-        counters: EngineCounters = await self._answer(self._generator.counters.remote())
+        counters: EngineCounters = await self._answer("counters")
         return counters
 
     async def check_ready(self) -> None:
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
-                await self._generator.check_ready.remote()
+                await self._answer("check_alive")
         except TimeoutError:
             raise NotReady(f"no generator answered within {_READY_WITHIN_S:.0f} s") from None
-        except BackPressureError:
+        except Overloaded:
             pass  # it has more than enough to do
         except (*_LOST, DeploymentUnavailableError) as error:
             raise NotReady(f"no generator to ask: {error}") from None
@@ -83,12 +86,7 @@ class Dispatcher:
         timeout_s: float,
         *arguments: Any,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
-        """What this method of a generator gives, or of the next one where one is lost.
-
-        It is always a stream, and read to its end: of a call that is not, Serve 2.60 does not see
-        the end as it is run here (RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP is 0), counts it as under
-        way for up to ten seconds more, and sends others to generators that have more to do.
-        """
+        """What this method of a generator gives, or of the next one where one is lost."""
         deadline = _now() + timeout_s
         with self._carrying(request):
             for _ in range(_MAX_TRIES):
@@ -127,11 +125,16 @@ class Dispatcher:
     def _overloaded(self) -> Overloaded:
         return Overloaded(self._load.seconds_to_clear())
 
-    async def _answer(self, response: DeploymentResponse) -> Any:
+    async def _answer(self, method: str) -> Any:
+        """The one value that this method of a generator gives."""
+        answers = getattr(self._streams, method).remote()
         try:
-            return await response
+            (answer,) = [each async for each in answers]
         except BackPressureError:
             raise self._overloaded() from None
+        finally:
+            answers.cancel()
+        return answer
 
 
 async def _read_to_the_end(events: AsyncIterator[Any]) -> None:

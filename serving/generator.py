@@ -10,7 +10,6 @@ from ray import serve
 from serving.autoscaling import Workload
 from serving.logs import log_with_serve
 from serving.metrics import GeneratorMetrics
-from serving.rendering import NotReady
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import EngineCounters
 from shared.errors import EngineDead, RenderFailed
@@ -20,14 +19,14 @@ from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 
 logger = logging.getLogger(__name__)
 
-# A forward that takes longer is taken for one that never ends.
-_STUCK_S = 60.0
 # Of a request, beside its times. Not what it shows: prompts are the callers' own.
 _LOGGED = {"width", "height", "num_inference_steps", "guidance_scale", "scheduler", "lora"}
 
 
 @serve.deployment
 class Generator:
+    """All of its methods that a handle calls are streams: serving/dispatch.py says why."""
+
     def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
         log_with_serve()
         self._renderer = Renderer(model, engine)
@@ -58,18 +57,16 @@ class Generator:
                         self._tell(event)
                     yield event
 
-    async def profile(self) -> ModelProfile:
-        return self._renderer.profile
+    async def profile(self) -> AsyncIterator[ModelProfile]:
+        yield self._renderer.profile
 
-    async def counters(self) -> EngineCounters:
-        return self._renderer.counters()
+    async def counters(self) -> AsyncIterator[EngineCounters]:
+        yield self._renderer.counters()
 
-    async def check_ready(self) -> None:
-        """Raise EngineDead, or NotReady if the device does not answer."""
+    async def check_alive(self) -> AsyncIterator[None]:
+        """Raise EngineDead if nothing is rendered here any more."""
         self._renderer.check_alive()
-        age_s = self._renderer.counters().forward_age_s
-        if age_s > _STUCK_S:
-            raise NotReady(f"a forward has been running for {age_s:.0f} s")
+        yield None
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook, for the policy in serving/autoscaling.py."""
@@ -79,21 +76,22 @@ class Generator:
     def check_health(self) -> None:
         """Serve replaces the replica if this raises. Asked every few seconds, it counts as well."""
         self._metrics.update(self._renderer.counters())
-        self._renderer.check_alive()
+        with _telling_of_failures():
+            self._renderer.check_alive()
 
     def _tell(self, image: GeneratedImage) -> None:
         self._metrics.observe(image.timings)
         request = image.provenance.request
         said = request.model_dump(include=_LOGGED) | image.timings.model_dump()
-        logger.info("rendered", extra=said)
+        logger.info("rendered in %.2f s", image.timings.render_s, extra=said)
 
 
 @contextlib.contextmanager
 def _telling_of_failures() -> Iterator[None]:
     """Log what no caller is to blame for, and end the process with its engine.
 
-    Nothing would be rendered here again, and the health check takes half a minute to say so. By the
-    death of the process callers are told at once, and go elsewhere.
+    Nothing would be rendered here again, and Serve would give it half a minute, and then time to
+    finish. By the death of the process callers are told at once, and go elsewhere.
     """
     try:
         yield
