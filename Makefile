@@ -26,11 +26,12 @@ render: .venv/.runtime  ## render a dataset: INPUT=examples/prompts.parquet OUTP
 test: .venv/.dev  ## all tests; ARGS="-m 'not cluster'" for those without Ray, ARGS=--slow for more
 	@$(BIN)/pytest $(ARGS)
 
-lint: .venv/.dev  ## style, types and import contracts
+lint: .venv/.dev  ## style, types, import contracts and the Dockerfile
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint deploy/Dockerfile
 
 format: .venv/.dev  ## put the code into shape
 	@$(BIN)/ruff check --fix .

@@ -1,17 +1,25 @@
 """Every key of the deployment files is one that its reader knows; Serve itself drops the others."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from anyscale.job.models import JobConfig
 from anyscale.service.models import ServiceConfig
 from pydantic import ValidationError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema
+from ray.serve.schema import (
+    DeploymentSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
 
+from deploy.generate import CODE, texts
 from jobs.arguments import parse
 from serving.app import ServiceArgs
 from serving.generator import Generator
@@ -19,6 +27,7 @@ from serving.ingress import Ingress
 from serving.serve_environment import SERVE_ENVIRONMENT
 
 REPO = Path(__file__).resolve().parent.parent
+KUBERAY = REPO / "tests" / "schemas" / "kuberay-1.7.0.json"
 NESTED = {
     "autoscaling_config": AutoscalingConfig,
     "ray_actor_options": RayActorOptionsSchema,
@@ -93,6 +102,89 @@ def test_deployments_install_the_tested_versions(name: str) -> None:
     for package, version in _pins(content["requirements"]).items():
         assert constraints[package] == version
     assert f":{constraints['ray']}-" in content["image_uri"]
+
+
+@pytest.mark.parametrize("name", texts())
+def test_other_clusters_get_what_anyscale_gets(name: str) -> None:
+    assert (REPO / "deploy" / name).read_text() == texts()[name], "run python deploy/generate.py"
+
+
+def test_the_serve_config_is_what_serve_knows() -> None:
+    config = read("deploy/serve.yaml")
+    assert config.keys() <= ServeDeploySchema.model_fields.keys()
+    ServeDeploySchema.model_validate(config)
+
+
+@pytest.mark.parametrize("name", ["rayservice", "rayjob"])
+def test_kuberay_knows_its_resources(name: str) -> None:
+    resource = read(f"deploy/kubernetes/{name}.yaml")
+    assert list(kuberay_errors(resource)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["spec", "serveConfigV3"], "x"),
+        (["spec", "rayClusterConfig", "rayVersion"], 2.6),
+        (["spec", "rayClusterConfig", "headGroupSpec", "template", "spec", "container"], []),
+        (["spec", "rayClusterConfig", "workerGroupSpecs", 0, "maxReplica"], 3),
+        (["spec", "rayClusterConfig", "workerGroupSpecs", 0, "groupName"], None),
+    ],
+)
+def test_what_kuberay_would_drop_is_found(path: list[Any], value: Any) -> None:
+    resource = read("deploy/kubernetes/rayservice.yaml")
+    *parents, name = path
+    place: Any = resource
+    for each in parents:
+        place = place[each]
+    place[name] = value
+    assert list(kuberay_errors(resource))
+
+
+def test_kubernetes_runs_what_is_in_its_texts() -> None:
+    service = read("deploy/kubernetes/rayservice.yaml")["spec"]
+    config = yaml.safe_load(service["serveConfigV2"])
+    ServeDeploySchema.model_validate(config)
+    (application,) = config["applications"]
+    assert unknown_keys(application) == set()
+    assert application.pop("runtime_env") == {"working_dir": CODE}
+    assert [application] == read("service.yaml")["applications"]
+    for group in (
+        service["rayClusterConfig"]["headGroupSpec"],
+        *service["rayClusterConfig"]["workerGroupSpecs"],
+    ):
+        (container,) = group["template"]["spec"]["containers"]
+        variables = {each["name"]: each.get("value") for each in container["env"]}
+        assert variables.items() > SERVE_ENVIRONMENT.items()
+    job = read("deploy/kubernetes/rayjob.yaml")["spec"]
+    assert "://" in parse(job["entrypoint"].split()[3:]).output
+
+
+def kuberay_errors(resource: dict[str, Any]) -> Iterable[jsonschema.ValidationError]:
+    """Of the schema of its kind, and unknown keys, which a cluster would drop without a word."""
+    schemas = json.loads(KUBERAY.read_text())
+    schema = _closed(schemas[resource["kind"]] | {"$defs": schemas["$defs"]})
+    return jsonschema.Draft202012Validator(schema).iter_errors(resource)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(each) for name, each in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def test_images_are_of_the_tested_versions() -> None:
+    """The Dockerfile installs what pyproject.toml asks for, in the versions of constraints.txt."""
+    version = _pins((REPO / "constraints.txt").read_text().splitlines())["ray"]
+    dockerfile = (REPO / "deploy" / "Dockerfile").read_text()
+    assert dockerfile.count(f"rayproject/ray:{version}-py312-") == 2
+    for name, key in (("rayservice", "rayClusterConfig"), ("rayjob", "rayClusterSpec")):
+        assert read(f"deploy/kubernetes/{name}.yaml")["spec"][key]["rayVersion"] == version
 
 
 def _pins(lines: Iterable[str]) -> dict[str, str]:
