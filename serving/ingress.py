@@ -14,11 +14,14 @@ from shared.config import ModelConfig
 # Enough that the generators' queue, and not the ingress, decides what is too much. What is over it
 # all the same, Serve refuses by itself: in plain text, but with the status that clients know. The
 # ingress is quick to refuse others, so there is soon room again.
+#
+# It stands on the head node, without which there is no service anyway: a request that is under way
+# through an ingress would be lost with its node, while one in a generator is tried elsewhere.
 @serve.deployment(
     max_ongoing_requests=1000,
     max_queued_requests=1000,
     backpressure_config={"status_code": 429, "retry_after_s": 1},
-    ray_actor_options={"num_cpus": 0},
+    ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
 )
 @serve.ingress()
 class Ingress:

@@ -43,6 +43,10 @@ def a_thousand_rows() -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
+
+
 def plan_run(
     folder: Path, columns: dict[str, Any], output: str | None = None, **settings: Any
 ) -> tuple[Plan, OutputFolder]:

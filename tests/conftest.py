@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from serving.serve_environment import SERVE_ENVIRONMENT
@@ -27,6 +27,7 @@ os.environ |= SERVE_ENVIRONMENT | {
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("API_TOKEN", None)
 
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
 
@@ -98,12 +99,14 @@ class Cluster:
     Prometheus would find it at `metrics`, and its log files are in the folder `logs`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_cpus: int = 16) -> None:
+        """More CPUs than there are: replicas, engines and drivers stand side by side."""
         gcs, dashboard, metrics = free_port(), free_port(), free_port()
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.metrics = f"http://127.0.0.1:{metrics}/metrics"
-        self.logs = RAY_FOLDER / "head" / "session_latest" / "logs"
+        self._folder = Path(tempfile.mkdtemp(prefix="c", dir=RAY_FOLDER))
+        self.logs = self._folder / "session_latest" / "logs"
         options = {
             "port": gcs,
             "node-ip-address": "127.0.0.1",
@@ -111,48 +114,64 @@ class Cluster:
             "metrics-export-port": metrics,
             "dashboard-agent-listen-port": free_port(),
             "ray-client-server-port": free_port(),
-            "temp-dir": RAY_FOLDER / "head",
-            # More than there are: replicas, engines and drivers live side by side in the tests.
-            "num-cpus": 16,
+            "temp-dir": self._folder,
+            "num-cpus": num_cpus,
         }
-        self._log = (RAY_FOLDER / "head.log").open("w")
-        self._process = subprocess.Popen(
-            [
-                BIN / "ray",
-                "start",
-                "--head",
-                "--block",
-                *(f"--{name}={value}" for name, value in options.items()),
-            ],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # Jobs find `python` on the head's path, as where an environment is activated.
-            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
-        )
-        self._wait_until_up()
+        self._nodes: list[subprocess.Popen[bytes]] = []
+        self._start("--head", *(f"--{name}={value}" for name, value in options.items()))
+        self._wait_for_dashboard()
+
+    def add_node(self, num_cpus: int) -> Callable[[], None]:
+        """Another machine, as far as Ray can tell; returns what ends it as a power cut does."""
+        node = self._start(f"--address={self.address}", f"--num-cpus={num_cpus}")
+
+        def kill() -> None:
+            for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+                process.kill()
+            node.wait()
+
+        return kill
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        """Return when it is up; of two that start at once, one may never be."""
+        log = self._folder / f"{len(self._nodes)}.log"
+        with log.open("w") as output:
+            node = subprocess.Popen(
+                [BIN / "ray", "start", "--block", *options],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # Jobs find `python` on the head's path, as where an environment is activated.
+                env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+            )
+        self._nodes.append(node)
+        for _ in range(600):
+            assert node.poll() is None, log.read_text()
+            if "Ray runtime started" in log.read_text():
+                return node
+            time.sleep(0.1)
+        raise AssertionError(log.read_text())
 
     def environment(self) -> dict[str, str]:
         """For subprocesses that are to use this cluster."""
         return os.environ | {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._log.close()
+        for process in reversed(self._nodes):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
 
-    def _wait_until_up(self) -> None:
+    def _wait_for_dashboard(self) -> None:
         host, port = self.dashboard.removeprefix("http://").split(":")
         for _ in range(600):
-            assert self._process.poll() is None, (RAY_FOLDER / "head.log").read_text()
             with socket.socket() as probe:
                 if probe.connect_ex((host, int(port))) == 0:
                     return
             time.sleep(0.1)
-        raise AssertionError("the cluster did not come up")
+        raise AssertionError("the dashboard did not come up")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
-from tests.bulk import a_thousand_rows
+from tests.bulk import a_thousand_rows, pictures
 from tests.conftest import BIN, RAY_FOLDER, REPO, Cluster, free_port
 
 pytestmark = pytest.mark.cluster
@@ -43,10 +43,6 @@ def run(command: list[str], cluster: Cluster | None = None) -> subprocess.Comple
     return subprocess.run(
         command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240
     )
-
-
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.png")}
 
 
 def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path: Path) -> None:
