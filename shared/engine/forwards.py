@@ -21,7 +21,8 @@ class Forwards:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._rules: dict[int, RowRule] = {}
+        self._found_rules: dict[int, RowRule] = {}  # by module
+        self._default_rules: dict[tuple[int, int], RowRule] = {}  # by module and size
         # Latents of a forward, by kind, where memory ran out.
         self.max_latents: dict[str, int] = {}
         self.num_rows = 0
@@ -66,7 +67,7 @@ class Forwards:
 
     def find_rule(self, call: StepCall) -> RowRule:
         """Search the rule of the call's module on this device, and keep to it from now on."""
-        rule = self._rules[id(call.call.module)] = find_rule(call)
+        rule = self._found_rules[id(call.call.module)] = find_rule(call)
         return rule
 
     def _rule_of(self, call: StepCall) -> RowRule:
@@ -75,10 +76,13 @@ class Forwards:
             call.kind == "decode" and not self._config.max_pixels_per_decode
         ):
             return RowRule()
-        module = call.call.module
-        if id(module) not in self._rules:
-            self._rules[id(module)] = default_rule(call)
-        return self._rules[id(module)]
+        module = id(call.call.module)
+        if module in self._found_rules:
+            return self._found_rules[module]
+        key = module, call.latents_per_row
+        if key not in self._default_rules:
+            self._default_rules[key] = default_rule(call)
+        return self._default_rules[key]
 
     def _rows_that_fit(self, call: StepCall) -> int | None:
         """How many rows a forward may hold since one ran out of memory; None if none did."""

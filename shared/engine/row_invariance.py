@@ -20,14 +20,17 @@ from shared.engine.step_batch import StepCall
 
 # Row counts that are tried: all that small forwards have, and larger ones to fill up with.
 COUNTS = (*range(1, 17), *range(18, 33, 2))
+# Of the bundled model: below it, 2 and 3 rows are too few pixels where its pictures are smallest.
+_FEW_LATENTS = 128
 
 
 def default_rule(call: StepCall) -> RowRule:
     """On a CPU what was measured on three; elsewhere a guess, to be searched.
 
     In bfloat16 any number will do. In float32 one row is another algorithm, and with a single
-    thread, oneDNN has another one for convolutions of 16 rows and more. Rows to decode go alone:
-    the GroupNorm of a module in channels_last cuts large rows where threads meet.
+    thread, oneDNN has another one for convolutions of 16 rows and more, and for those of few rows
+    of few pixels. Rows to decode go alone: the GroupNorm of a module in channels_last cuts large
+    rows where threads meet.
     """
     module = call.call.module
     if next(module.parameters()).device.type != "cpu":
@@ -36,7 +39,9 @@ def default_rule(call: StepCall) -> RowRule:
         return RowRule((1,))
     if multiplies_by_row(module):
         return RowRule()
-    return RowRule(tuple(range(2, 16 if torch.get_num_threads() == 1 else 33)))
+    if torch.get_num_threads() > 1:
+        return RowRule(tuple(range(2, 33)))
+    return RowRule(tuple(range(4 if call.latents_per_row < _FEW_LATENTS else 2, 16)))
 
 
 @torch.no_grad()
