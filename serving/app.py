@@ -14,6 +14,7 @@ from serving.auth import token_hash, tokens_from_environment
 from serving.door import HttpConfig
 from serving.generator import Generator
 from serving.ingress import Ingress
+from serving.preflight import check_model
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_workers import CPU_WORKER
 
@@ -44,7 +45,16 @@ class ServiceArgs(Settings):
 
 
 def build_app(args: ServiceArgs) -> Application:
-    """An ingress in front of generators; `deployments:` in a Serve config scales either."""
+    """An ingress in front of generators; `deployments:` in a Serve config scales either.
+
+    Raises ModelUnavailable where no node finds the checkpoint; what is served by then goes on.
+    """
+    if ray.is_initialized():
+        check_model(args.model, args.num_gpus)
+    return _bound(args)
+
+
+def _bound(args: ServiceArgs) -> Application:
     # A replica that is to go finishes what it has: nothing there takes longer than this.
     patience = {"graceful_shutdown_timeout_s": args.http.timeout_s}
     generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
@@ -71,4 +81,4 @@ def _num_cpus(args: ServiceArgs) -> float:
     return max(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
 
 
-stable_diffusion_app = build_app(ServiceArgs())
+stable_diffusion_app = _bound(ServiceArgs())

@@ -18,7 +18,7 @@ import yaml
 from tests.bulk import pictures
 from tests.conftest import BIN, REPO, Cluster, free_port
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
