@@ -50,7 +50,7 @@ def build_app(args: ServiceArgs) -> Application:
     Raises ModelUnavailable where no node finds the checkpoint; what is served by then goes on.
     """
     if ray.is_initialized():
-        check_model(args.model, args.num_gpus)
+        check_model(args.model, _num_cpus(args), args.num_gpus)
     return _bound(args)
 
 

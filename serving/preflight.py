@@ -5,6 +5,7 @@ checkpoint that cannot be loaded, that would be the end of the service.
 """
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.config import ModelConfig
@@ -12,17 +13,28 @@ from shared.errors import ModelUnavailable
 from shared.model_files import describe_model
 
 
-def check_model(model: ModelConfig, num_gpus: float) -> None:
-    """Raise ModelUnavailable, with the reason, if no node that takes a generator finds it.
+def check_model(model: ModelConfig, num_cpus: float, num_gpus: float) -> None:
+    """Raise ModelUnavailable, with the reason, if no node that can take a generator finds it.
 
-    Where there is no such node yet, nothing can be said. A hub id is downloaded by this.
+    Where there is no such node yet, or one does not answer, nothing can be said. A hub id is
+    downloaded by each.
     """
     look = ray.remote(num_cpus=0)(_look)
-    reasons = ray.get(
-        [look.options(scheduling_strategy=_on(node)).remote(model) for node in _nodes(num_gpus)]
-    )
+    looks = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        for node in _nodes({"CPU": num_cpus, "GPU": num_gpus})
+    ]
+    reasons = [_answer(each) for each in [each.remote(model) for each in looks]]
     if reasons and all(reasons):
         raise ModelUnavailable(reasons[0])
+
+
+def _answer(look: ray.ObjectRef) -> str | None:
+    try:
+        reason: str | None = ray.get(look)
+    except RayError:  # its node is lost, or full
+        return None
+    return reason
 
 
 def _look(model: ModelConfig) -> str | None:
@@ -34,13 +46,10 @@ def _look(model: ModelConfig) -> str | None:
     return None
 
 
-def _nodes(num_gpus: float) -> list[str]:
+def _nodes(needed: dict[str, float]) -> list[str]:
     return [
         node["NodeID"]
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("GPU", 0) >= num_gpus
+        if node["Alive"]
+        and all(node["Resources"].get(name, 0) >= number for name, number in needed.items())
     ]
-
-
-def _on(node: str) -> NodeAffinitySchedulingStrategy:
-    return NodeAffinitySchedulingStrategy(node, soft=False)

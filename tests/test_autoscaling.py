@@ -1,23 +1,20 @@
 """How many replicas the work asks for: the policy by itself, and a service that grows by it."""
 
 import inspect
-import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
-import yaml
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serving.autoscaling import ReplicasByWork, Workload
-from tests.conftest import BIN, REPO, Cluster, free_port
+from tests.conftest import Cluster
+from tests.deployed import DeployedService
 
 PATH = "serving.autoscaling:ReplicasByWork"
 
@@ -90,13 +87,9 @@ def test_serve_can_take_the_policy_to_its_controller(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def host(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
-    """The application of service.yaml, for small machines and short patience."""
-    (application,) = yaml.safe_load((REPO / "service.yaml").read_text())["applications"]
-    application["args"] |= {"num_cpus": 1, "num_gpus": 0}
-    _, generator = application["deployments"]
-    del generator["ray_actor_options"]
-    generator["autoscaling_config"] = {
+def service(cluster: Cluster, tmp_path: Path) -> Iterator[DeployedService]:
+    """For short patience."""
+    scaling = {
         "min_replicas": 1,
         "max_replicas": 2,
         "upscale_delay_s": 2,
@@ -104,53 +97,34 @@ def host(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
         "look_back_period_s": 12,
         "policy": {"policy_function": PATH, "policy_kwargs": {"clear_within_s": 3}},
     }
-    port, config = free_port(), tmp_path / "serve.yaml"
-    http_options = {"host": "127.0.0.1", "port": port}
-    config.write_text(yaml.safe_dump({"http_options": http_options, "applications": [application]}))
-    subprocess.run(
-        [BIN / "serve", "deploy", config, "-a", cluster.dashboard], check=True, capture_output=True
-    )
-    yield f"http://127.0.0.1:{port}"
-    requests.delete(f"{cluster.dashboard}/api/serve/applications/", timeout=60)
+    service = DeployedService(cluster, tmp_path, autoscaling_config=scaling)
+    service.deploy()
+    yield service
+    service.delete()
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_a_second_generator_comes_with_the_load_and_goes_with_it(
-    host: str, cluster: Cluster
+    service: DeployedService,
 ) -> None:
-    _wait_for_generators(cluster, 1)
+    service.wait_for_generators(1)
     idle = threading.Event()
 
     def keep_asking(seed: int) -> set[int]:
         request = {"prompt": "a", "width": 128, "height": 128, "seed": seed}
         codes = set()
         while not idle.is_set():
-            codes.add(requests.post(f"{host}/imagine", json=request, timeout=120).status_code)
+            codes.add(
+                requests.post(f"{service.url}/imagine", json=request, timeout=120).status_code
+            )
         return codes
 
     with ThreadPoolExecutor(16) as callers:
         codes = [callers.submit(keep_asking, seed) for seed in range(16)]
         try:
-            _wait_for_generators(cluster, 2)
+            service.wait_for_generators(2)
         finally:
             idle.set()
     assert set.union(*(each.result() for each in codes)) == {200}
-    _wait_for_generators(cluster, 1)
-
-
-def _wait_for_generators(cluster: Cluster, number: int) -> None:
-    """Until so many run, and no other is on its way."""
-    states: list[str] = []
-    for _ in range(240):
-        found = requests.get(f"{cluster.dashboard}/api/serve/applications/", timeout=30).json()
-        states = _generators(found)
-        if states == ["RUNNING"] * number:
-            return
-        time.sleep(0.5)
-    raise AssertionError(states)
-
-
-def _generators(found: dict[str, Any]) -> list[str]:
-    deployments = found["applications"].get("imagine", {}).get("deployments", {})
-    return [each["state"] for each in deployments.get("Generator", {}).get("replicas", [])]
+    service.wait_for_generators(1)

@@ -7,16 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
-import yaml
 
 from tests.bulk import pictures
-from tests.conftest import BIN, REPO, Cluster, free_port
+from tests.conftest import REPO, Cluster
+from tests.deployed import DeployedService
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -33,7 +32,10 @@ def test_the_service_outlives_a_machine(
     nodes: tuple[Cluster, list[Callable[[], None]]], tmp_path: Path
 ) -> None:
     cluster, ends = nodes
-    host = deploy(cluster, tmp_path)
+    service = DeployedService(cluster, tmp_path, num_replicas=2)
+    service.deploy(num_cpus=2)
+    assert len({each["node_id"] for each in service.wait_for_generators(2)}) == 2
+    host = service.url
     request = {"prompt": "a", "seed": 9, "width": 128, "height": 128, "num_inference_steps": 20}
     expected = requests.post(f"{host}/imagine", json=request, timeout=120).content
     enough = threading.Event()
@@ -50,13 +52,13 @@ def test_the_service_outlives_a_machine(
         ends.pop()()
         time.sleep(20)
         ends.append(cluster.add_node(num_cpus=2))
-        wait_for_generators(cluster, 2)
+        service.wait_for_generators(2)
         time.sleep(2)
         enough.set()
         answers = [answer for caller in callers for answer in caller.result()]
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.content for answer in answers} == {expected}
-    requests.delete(f"{cluster.dashboard}/api/serve/applications/", timeout=60)
+    service.delete()
 
 
 def test_a_bulk_job_outlives_a_machine(
@@ -85,37 +87,3 @@ def test_a_bulk_job_outlives_a_machine(
     undisturbed.communicate()
     assert pictures(tmp_path / "out") == pictures(tmp_path / "undisturbed")
     assert len(pictures(tmp_path / "out")) == 60
-
-
-def deploy(cluster: Cluster, folder: Path) -> str:
-    """service.yaml, with two generators that have a machine each. The load balancer is the head."""
-    (application,) = yaml.safe_load((REPO / "service.yaml").read_text())["applications"]
-    application["args"] |= {"num_cpus": 2, "num_gpus": 0}
-    _, generator = application["deployments"]
-    del generator["ray_actor_options"], generator["autoscaling_config"]
-    generator["num_replicas"] = 2
-    port, config = free_port(), folder / "serve.yaml"
-    content = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application],
-    }
-    config.write_text(yaml.safe_dump(content))
-    subprocess.run(
-        [BIN / "serve", "deploy", config, "-a", cluster.dashboard], check=True, capture_output=True
-    )
-    wait_for_generators(cluster, 2)
-    return f"http://127.0.0.1:{port}"
-
-
-def wait_for_generators(cluster: Cluster, number: int) -> None:
-    found: list[dict[str, Any]] = []
-    for _ in range(240):
-        details = requests.get(f"{cluster.dashboard}/api/serve/applications/", timeout=30).json()
-        deployments = details["applications"].get("imagine", {}).get("deployments", {})
-        found = deployments.get("Generator", {}).get("replicas", [])
-        if [each["state"] for each in found] == ["RUNNING"] * number:
-            assert len({each["node_id"] for each in found}) == number
-            return
-        time.sleep(0.5)
-    raise AssertionError(found)

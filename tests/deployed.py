@@ -1,0 +1,70 @@
+"""service.yaml on a cluster without GPUs, as `serve deploy` brings it."""
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from tests.conftest import BIN, REPO, Cluster, free_port
+
+_PATIENCE_S = 120
+
+
+class DeployedService:
+    """Of a `generator` as in a Serve config; without autoscaling, unless that says so."""
+
+    def __init__(self, cluster: Cluster, folder: Path, **generator: Any) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._dashboard = cluster.dashboard
+        self._applications = f"{cluster.dashboard}/api/serve/applications/"
+        self._file = folder / "serve.yaml"
+        self._generator = generator
+        self._serve = {
+            # There is one machine in the tests, so nodes cannot have a proxy each.
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": port},
+        }
+
+    def deploy(self, **args: Any) -> None:
+        """Ask for it, with these arguments of the application."""
+        (application,) = yaml.safe_load((REPO / "service.yaml").read_text())["applications"]
+        application["args"] |= {"num_cpus": 1, "num_gpus": 0} | args
+        _, generator = application["deployments"]
+        del generator["ray_actor_options"], generator["autoscaling_config"]
+        generator |= self._generator
+        self._file.write_text(yaml.safe_dump(self._serve | {"applications": [application]}))
+        command = [BIN / "serve", "deploy", self._file, "-a", self._dashboard]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def delete(self) -> None:
+        requests.delete(self._applications, timeout=60)
+
+    def wait_until(self, status: str) -> str:
+        """Until the application has this status; returns what Serve says of it."""
+        application: dict[str, Any] = {}
+        for _ in range(2 * _PATIENCE_S):
+            application = self._application()
+            if application.get("status") == status:
+                return str(application["message"])
+            time.sleep(0.5)
+        raise AssertionError(application)
+
+    def wait_for_generators(self, number: int) -> list[dict[str, Any]]:
+        """Until so many run, and no other is on its way; returns what Serve says of each."""
+        found: list[dict[str, Any]] = []
+        for _ in range(2 * _PATIENCE_S):
+            deployments = self._application().get("deployments", {})
+            found = deployments.get("Generator", {}).get("replicas", [])
+            if [each["state"] for each in found] == ["RUNNING"] * number:
+                return found
+            time.sleep(0.5)
+        raise AssertionError(found)
+
+    def _application(self) -> dict[str, Any]:
+        found = requests.get(self._applications, timeout=30).json()["applications"]
+        application: dict[str, Any] = found.get("imagine", {})
+        return application
