@@ -56,6 +56,8 @@ def deployments() -> dict[str, dict[str, Any]]:
         "kubernetes/rayservice.yaml": _resource(
             "RayService",
             service["name"],
+            # A cluster that another one follows finishes what it has: http.timeout_s at most.
+            rayClusterDeletionDelaySeconds=600,
             serveConfigV2=_Text(_dump(carried)),
             rayClusterConfig=_cluster(variables, max_workers=_max_replicas(application)),
         ),

@@ -34,6 +34,7 @@ from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
 from shared.renderer import Renderer
 from shared.request import first_problem
+from shared.watchdog import start_watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,14 @@ def _engine(options: argparse.Namespace) -> EngineConfig:
 
 
 def _make_renderer(model: ModelConfig, options: argparse.Namespace) -> Callable[[], ImageRenderer]:
-    return partial(Renderer, model, _engine(options))
+    return partial(_watched_renderer, model, _engine(options))
+
+
+def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> Renderer:
+    """For a process of Ray's, which starts another one where this one ends itself."""
+    renderer = Renderer(model, engine)
+    start_watchdog(renderer.check_alive)
+    return renderer
 
 
 def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder) -> Plan:

@@ -16,6 +16,7 @@ from shared.errors import EngineDead, RenderFailed
 from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
+from shared.watchdog import start_watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Generator:
         log_with_serve()
         self._renderer = Renderer(model, engine)
         self._renderer.warm_up()
+        start_watchdog(self._renderer.check_alive)
         self._workload = Workload()
         self._metrics = GeneratorMetrics()
 
@@ -76,8 +78,7 @@ class Generator:
     def check_health(self) -> None:
         """Serve replaces the replica if this raises. Asked every few seconds, it counts as well."""
         self._metrics.update(self._renderer.counters())
-        with _telling_of_failures():
-            self._renderer.check_alive()
+        self._renderer.check_alive()
 
     def _tell(self, image: GeneratedImage) -> None:
         self._metrics.observe(image.timings)
@@ -90,8 +91,7 @@ class Generator:
 def _telling_of_failures() -> Iterator[None]:
     """Log what no caller is to blame for, and end the process with its engine.
 
-    Nothing would be rendered here again, and Serve would give it half a minute, and then time to
-    finish. By the death of the process callers are told at once, and go elsewhere.
+    Nothing would be rendered here again; its callers are told at once, and go elsewhere.
     """
     try:
         yield

@@ -12,4 +12,6 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # The controller looks after the replicas once a second, and not ten times.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1",
+    # A replica that does not answer is given no time to finish what it will not.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
