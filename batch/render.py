@@ -15,6 +15,7 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batch.image_store import Format, ShardImages, picture_name, shard_images
@@ -134,10 +135,14 @@ def render_shards(
 
 
 class _RemoteLedger:
-    """The job's ledger, for those who render in other processes."""
+    """The job's ledger, for those who render in other processes. Prometheus is told as well."""
 
     def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
+        self._images = metrics.Counter(
+            "sd_bulk_images", "Pictures of a job that are done.", ("status", "job_id")
+        )
+        self._job = {"job_id": ray.get_runtime_context().get_job_id()}
         self._untold = Counter[str]()
         self._told_at = time.monotonic()
 
@@ -163,6 +168,8 @@ class _RemoteLedger:
 
     def _tell(self) -> None:
         self._actor.count.remote(dict(self._untold))  # nobody waits for it
+        for status, number in self._untold.items():
+            self._images.inc(number, {"status": status} | self._job)
         self._untold.clear()
         self._told_at = time.monotonic()
 

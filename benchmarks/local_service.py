@@ -44,16 +44,19 @@ class LocalService:
 
     def deploy(self, *, num_generators: int = 1, **args: Any) -> None:
         """As `serve deploy` of these arguments; returns when all replicas have them."""
+        before = self._deployed_at()
+        self.ask_for(num_generators=num_generators, **args)
+        while self._deployed_at() == before or not self._is_running():
+            time.sleep(0.2)
+
+    def ask_for(self, *, num_generators: int = 1, **args: Any) -> None:
         application = {
             "name": _APPLICATION,
             "import_path": "serving.app:build_app",
             "args": {"num_cpus": _NUM_CPUS / num_generators, **args},
             "deployments": [{"name": "Generator", "num_replicas": num_generators}],
         }
-        before = self._deployed_at()
         self._serve.deploy_apps(ServeDeploySchema(applications=[application]))
-        while self._deployed_at() == before or not self._is_running():
-            time.sleep(0.2)
 
     def processes(self, deployment: str) -> list[psutil.Process]:
         """Of the replicas of `deployment` that take requests."""
