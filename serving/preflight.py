@@ -17,12 +17,15 @@ def check_model(model: ModelConfig, num_cpus: float, num_gpus: float) -> None:
     """Raise ModelUnavailable, with the reason, if no node that can take a generator finds it.
 
     Where there is no such node yet, or one does not answer, nothing can be said. A hub id is
-    downloaded by each.
+    downloaded by whoever is asked.
     """
+    nodes = _nodes({"CPU": num_cpus, "GPU": num_gpus})
+    if ray.get_runtime_context().get_node_id() in nodes and _look(model) is None:
+        return  # most clusters' nodes are alike, and another process takes seconds to start
     look = ray.remote(num_cpus=0)(_look)
     looks = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        for node in _nodes({"CPU": num_cpus, "GPU": num_gpus})
+        for node in nodes
     ]
     reasons = [_answer(each) for each in [each.remote(model) for each in looks]]
     if reasons and all(reasons):
