@@ -2,7 +2,7 @@
 
 Prometheus (apt-get install prometheus) has the rules of deploy/prometheus, with every duration a
 fifth of what it is. A fault lasts until its alert fires. With --plot, the panels of the dashboard
-are drawn as they were meanwhile. Takes some 20 minutes.
+are drawn as they were meanwhile. Takes some 15 minutes.
 """
 
 import argparse
@@ -133,7 +133,7 @@ async def bad_configuration(drill: Drill) -> AsyncIterator[None]:
 async def no_memory(drill: Drill) -> AsyncIterator[None]:
     """The generator gets little more than it has."""
     generator = await drill.generator()
-    limit = generator.memory_info().vms + 400 * 2**20
+    limit = generator.memory_info().vms + 800 * 2**20
     resource.prlimit(generator.pid, resource.RLIMIT_AS, (limit, limit))
     async with drill.callers(16, LONG):
         try:
@@ -164,7 +164,7 @@ async def no_agent(drill: Drill) -> AsyncIterator[None]:
     (agent,) = (
         process
         for process in psutil.Process().children(recursive=True)
-        if "ray::DashboardAgent" in " ".join(process.cmdline())
+        if "ray::DashboardAgent" in process.as_dict(["cmdline"], ad_value=[])["cmdline"]
     )
     agent.suspend()
     try:

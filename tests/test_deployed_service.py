@@ -1,4 +1,4 @@
-"""A new configuration by `serve deploy` while people ask: what they have goes on meanwhile."""
+"""service.yaml as `serve deploy` brings it, and changes it while people ask."""
 
 import threading
 import time
