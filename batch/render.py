@@ -1,8 +1,6 @@
 """Render: a Ray Data job over the shards that are not committed yet, on a pool of engine actors."""
 
 import asyncio
-import logging
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -38,8 +36,7 @@ from shared.cpu_workers import CPU_WORKER
 from shared.errors import EngineDead
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, GeneratedImage
-
-logger = logging.getLogger(__name__)
+from shared.watchdog import end_process
 
 # Of one engine: the next ones feed it while the last pictures of a shard are finishing.
 SHARDS_AT_ONCE = 3
@@ -185,9 +182,7 @@ class _EngineActor:
         try:
             await self._renderer.render(shard)
         except EngineDead:
-            # Nothing more will come of this process; Ray starts another one.
-            logger.exception("the engine is dead: its process ends itself")
-            os._exit(1)
+            end_process()
         yield {"shard": [shard]}
 
 

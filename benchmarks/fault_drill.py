@@ -243,11 +243,6 @@ class Prometheus:
         (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"
         self._api = f"http://{address}/api/v1"
-        self.rules = [
-            rule
-            for group in yaml.safe_load((folder / "alerts.yaml").read_text())["groups"]
-            for rule in group["rules"]
-        ]
         self.process = subprocess.Popen(
             [
                 "prometheus",

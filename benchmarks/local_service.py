@@ -50,6 +50,7 @@ class LocalService:
             time.sleep(0.2)
 
     def ask_for(self, *, num_generators: int = 1, **args: Any) -> None:
+        """As `deploy`, without waiting for what becomes of it."""
         application = {
             "name": _APPLICATION,
             "import_path": "serving.app:build_app",

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Iterator
 
 from ray import serve
@@ -16,7 +15,7 @@ from shared.errors import EngineDead, RenderFailed
 from shared.model_profile import ModelProfile
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
-from shared.watchdog import start_watchdog
+from shared.watchdog import end_process, start_watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -89,15 +88,11 @@ class Generator:
 
 @contextlib.contextmanager
 def _telling_of_failures() -> Iterator[None]:
-    """Log what no caller is to blame for, and end the process with its engine.
-
-    Nothing would be rendered here again; its callers are told at once, and go elsewhere.
-    """
+    """Log what no caller is to blame for, and end the process with its engine."""
     try:
         yield
     except RenderFailed:
         logger.exception("a picture failed")
         raise
     except EngineDead:
-        logger.exception("the engine is dead: the replica ends itself")
-        os._exit(1)
+        end_process()

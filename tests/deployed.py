@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +46,29 @@ class DeployedService:
 
     def wait_until(self, status: str) -> str:
         """Until the application has this status; returns what Serve says of it."""
-        application: dict[str, Any] = {}
-        for _ in range(2 * _PATIENCE_S):
-            application = self._application()
-            if application.get("status") == status:
-                return str(application["message"])
-            time.sleep(0.5)
-        raise AssertionError(application)
+        application = self._wait(lambda application: application.get("status") == status)
+        return str(application["message"])
 
     def wait_for_generators(self, number: int) -> list[dict[str, Any]]:
         """Until so many run, and no other is on its way; returns what Serve says of each."""
-        found: list[dict[str, Any]] = []
-        for _ in range(2 * _PATIENCE_S):
-            deployments = self._application().get("deployments", {})
-            found = deployments.get("Generator", {}).get("replicas", [])
-            if [each["state"] for each in found] == ["RUNNING"] * number:
-                return found
-            time.sleep(0.5)
-        raise AssertionError(found)
+        running = ["RUNNING"] * number
+        return _generators(
+            self._wait(lambda found: [each["state"] for each in _generators(found)] == running)
+        )
 
-    def _application(self) -> dict[str, Any]:
-        found = requests.get(self._applications, timeout=30).json()["applications"]
-        application: dict[str, Any] = found.get("imagine", {})
-        return application
+    def _wait(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Until it holds of what Serve says of the application; returns that."""
+        application: dict[str, Any] = {}
+        for _ in range(2 * _PATIENCE_S):
+            found = requests.get(self._applications, timeout=30).json()["applications"]
+            application = found.get("imagine", {})
+            if holds(application):
+                return application
+            time.sleep(0.5)
+        raise AssertionError(application)
+
+
+def _generators(application: dict[str, Any]) -> list[dict[str, Any]]:
+    deployments = application.get("deployments", {})
+    replicas: list[dict[str, Any]] = deployments.get("Generator", {}).get("replicas", [])
+    return replicas

@@ -315,7 +315,8 @@ def test_prometheus_sees_what_the_engine_did(host: str, cluster: Cluster) -> Non
     requests.get(f"{host}/imagine", {"prompt": "a", **SMALL}, timeout=60)
     number = requests.get(f"{host}/stats", timeout=10).json()["num_completed"]
     asked = {name for query in queries() for name in re.findall(r"ray_serve_\w+", query)}
-    missing = asked | {f"ray_sd_{name}" for name in ("rows_total", "queue_seconds_bucket")}
+    ours = ("forwards_total", "forward_seconds_total", "rows_total", "backlog_seconds")
+    missing = asked | {f"ray_sd_{name}" for name in (*ours, "queue_seconds_bucket")}
     for _ in range(90):
         found = requests.get(cluster.metrics, timeout=10).text
         missing -= {name for name in missing if f"\n{name}{{" in found}
