@@ -277,6 +277,23 @@ def test_counters_say_what_was_done(engine: DenoiseEngine) -> None:
     assert sum(requests * number for requests, number in forwards.items()) == counters.num_rows
 
 
+def test_who_is_let_in_goes_with_the_others(small: DiffusionPipeline) -> None:
+    gate, steps = Gate(), [4 + i % 9 for i in range(40)]
+    with DenoiseEngine(small, EngineConfig(max_in_flight=8)) as engine:
+        first = engine.submit(**arguments(0), callback_on_step_end=gate)
+        assert gate.reached.wait(30)
+        tickets = [
+            engine.submit(**arguments(i, num_inference_steps=number))
+            for i, number in enumerate(steps)
+        ]
+        gate.opened.set()
+        for ticket in [first, *tickets]:
+            ticket.result(timeout=60)
+        forwards = engine.counters().forwards_by_requests
+    in_good_company = sum(number * count for number, count in forwards.items() if number >= 6)
+    assert in_good_company > 0.8 * sum(steps)
+
+
 def test_work_is_counted_as_it_comes_and_backlog_until_it_is_done(small: DiffusionPipeline) -> None:
     with DenoiseEngine(small) as engine:
         engine.submit(**arguments(0)).result(timeout=60)

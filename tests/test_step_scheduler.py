@@ -12,7 +12,7 @@ class Call:
     pixels: int = 1
     priority: int = 0
     kind: str = "denoise"
-    setup: tuple[str, ...] = ()
+    setup: tuple[str, ...] | None = ()
     submitted_at: float = 0.0
     seconds_alone: float = 100.0
 
@@ -121,6 +121,26 @@ def test_a_call_over_the_budget_goes_alone() -> None:
 def test_kinds_have_budgets_of_their_own() -> None:
     step_scheduler = scheduler(*(Call(str(i), "d", kind="decode") for i in range(2)))
     assert names(step_scheduler.next_calls(0)) == ["0"]
+
+
+def test_decodes_go_first_whoever_is_more_delayed() -> None:
+    late = Call("late", "a", submitted_at=0, seconds_alone=1)
+    decodes = [
+        Call(str(i), "d", kind="decode", setup=None, submitted_at=9, seconds_alone=100)
+        for i in range(2)
+    ]
+    step_scheduler = scheduler(late, *decodes)
+    assert [names(step_scheduler.next_calls(10)) for _ in range(3)] == [["0"], ["1"], ["late"]]
+
+
+def test_what_needs_no_setup_leaves_it_as_it_is() -> None:
+    step_scheduler = scheduler(Call("active", "k", setup=("x",)))
+    step_scheduler.setup_s = 4
+    assert turns(step_scheduler, now=1, number=1) == ["active"]
+    step_scheduler.add(Call("decode", "d", kind="decode", setup=None))
+    step_scheduler.add(Call("other", "k", setup=("y",), submitted_at=-1))
+    assert names(step_scheduler.next_calls(1)) == ["decode"]
+    assert turns(step_scheduler, now=1, number=3) == ["active"] * 3
 
 
 def test_a_lowered_limit_stays() -> None:

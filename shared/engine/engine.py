@@ -104,8 +104,9 @@ class _Parked:
         return self.request.priority
 
     @property
-    def setup(self) -> AdapterSet:
-        return self.request.adapters
+    def setup(self) -> AdapterSet | None:
+        """The decoder has no adapters."""
+        return None if self.kind == "decode" else self.request.adapters
 
 
 @dataclass(frozen=True)
@@ -527,6 +528,8 @@ class DenoiseEngine:
         return request.adapters
 
     def _activate(self, call: _Parked) -> None:
+        if call.setup is None:
+            return
         seconds = self._adapters.activate(call.setup)
         if seconds:
             self._step_scheduler.setup_s = seconds

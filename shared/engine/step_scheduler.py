@@ -33,7 +33,7 @@ class Schedulable(Protocol):
 
     @property
     def setup(self) -> Hashable:
-        """What the weights have to be prepared with; changing it takes time."""
+        """What the weights have to be prepared with; changing it takes time. None: nothing."""
 
 
 CallT = TypeVar("CallT", bound=Schedulable)
@@ -45,7 +45,9 @@ LaneId = tuple[int, Hashable, Hashable]
 class StepScheduler(Generic[CallT]):
     """Calls that can share a forward form a lane; of the first priority, the most delayed goes.
 
-    That is the call with the highest ratio of the time since its request came to the time that the
+    Decodes go first: each makes room for a request that can then go with the others, and as long as
+    they wait, whoever goes instead goes with less company. Among the rest, the most delayed
+    is the call with the highest ratio of the time since its request came to the time that the
     request takes alone, and with it as many of its lane as fit. A call that needs another setup
     than the last forward had counts as come so much later as the change takes.
     """
@@ -73,13 +75,14 @@ class StepScheduler(Generic[CallT]):
         priority = self.first_priority()
         first = max(
             (call for each, calls in self._lanes.items() if each[0] == priority for call in calls),
-            key=lambda call: self._delay(call, now),
+            key=lambda call: (call.kind == "decode", self._delay(call, now)),
         )
         lane_id = _lane_id(first)
         calls = sorted(self._lanes[lane_id], key=lambda call: -self._delay(call, now))
         chosen = self._within_budget(calls)
         self._lanes[lane_id] = [call for call in calls if call not in chosen]
-        self._setup = first.setup
+        if first.setup is not None:
+            self._setup = first.setup
         self.num_lane_switches += self._last not in (None, lane_id)
         self._last = lane_id
         # The same company in the same order at each step: what it has in common is joined once.
@@ -99,7 +102,7 @@ class StepScheduler(Generic[CallT]):
 
     def _delay(self, call: CallT, now: float) -> float:
         waited = now - call.submitted_at
-        if call.setup != self._setup:
+        if call.setup not in (None, self._setup):
             waited -= self.setup_s
         return waited / call.seconds_alone
 
