@@ -57,6 +57,7 @@ class RunSettings(Settings):
     model: ModelProfile
     dtype: str
     compile: Compiler | None = None
+    byte_identical: bool | None = None
     seed: int
     num_images_per_prompt: PositiveInt = 1
     shard_rows: PositiveInt

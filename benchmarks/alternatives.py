@@ -54,8 +54,9 @@ class Model:
     """A pipeline that is called as diffusers' documentation does."""
 
     def __init__(self) -> None:
+        name = os.environ.get("BENCHMARK_MODEL", "postcard")
         dtype = os.environ.get("BENCHMARK_DTYPE", "auto")
-        self.pipeline = load_pipeline(ModelConfig(dtype=dtype))  # type: ignore[arg-type]
+        self.pipeline = load_pipeline(ModelConfig(name=name, dtype=dtype))  # type: ignore[arg-type]
         self.pipeline.set_progress_bar_config(disable=True)
         BACKENDS[os.environ.get("BENCHMARK_BACKEND", "eager")](self.pipeline)
 
@@ -146,7 +147,7 @@ def litserve(port: int) -> None:
     api = StableDiffusionAPI(
         max_batch_size=MAX_BATCH, batch_timeout=BATCH_WAIT_S, api_path="/imagine"
     )
-    server = ls.LitServer(api, accelerator="cpu", timeout=600)
+    server = ls.LitServer(api, accelerator="auto", devices=1, timeout=600)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, num_api_servers=1)
 
 
@@ -175,7 +176,11 @@ def threads(port: int) -> None:
 
 
 def _replica() -> dict[str, Any]:
-    return {"num_cpus": os.cpu_count(), "runtime_env": {"env_vars": CPU_WORKER}}
+    return {
+        "num_cpus": os.cpu_count(),
+        "num_gpus": int(torch.cuda.is_available()),
+        "runtime_env": {"env_vars": CPU_WORKER},
+    }
 
 
 def _serve_with_ray(deployment: Any, port: int) -> None:

@@ -107,7 +107,7 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
     served = [load for load in options.loads if not is_dataset(load)]
     mean_steps, capacity = MEAN_STEPS[options.mix], 0.0
     for system in [OURS, *options.systems] if served else []:
-        with running(system, options.dtype) as url:
+        with running(system, options) as url:
             client = Client(url, mean_steps)
             asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
             for load in served:
@@ -128,7 +128,7 @@ def is_dataset(load: str) -> bool:
 
 
 def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
-    arguments = [f"--dtype={options.dtype}"]
+    arguments = [f"--model={options.model}", f"--dtype={options.dtype}"]
     if kind == EACH_CORE:
         arguments += ["--num-cpus=1", f"--concurrency={os.cpu_count() or 1}"]
     elif kind:
@@ -146,7 +146,7 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
     """What bare.py found, beside every load but open ones; its latencies beside one caller's."""
     command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
     command += [f"--size={options.size}", f"--calls={options.calls}"]
-    environment = os.environ | {"BENCHMARK_DTYPE": options.dtype}
+    environment = os.environ | _model_environment(options)
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     found = []
     for name, (rate, latencies) in json.loads(done.stdout).items():
@@ -175,11 +175,11 @@ async def run(client: Client, load: str, capacity: float, options: argparse.Name
 
 
 @contextmanager
-def running(system: str, dtype: str) -> Iterator[str]:
+def running(system: str, options: argparse.Namespace) -> Iterator[str]:
     """The system's address, once it has rendered a picture."""
     name, _, backend = system.partition("/")
     if name == OURS:
-        args: dict[str, Any] = {"model": {"dtype": dtype}}
+        args: dict[str, Any] = {"model": {"name": options.model, "dtype": options.dtype}}
         if backend == EACH_CORE:
             args["num_generators"] = os.cpu_count() or 1
         elif backend:
@@ -195,7 +195,7 @@ def running(system: str, dtype: str) -> Iterator[str]:
         program = Path(__file__).with_name("alternatives.py")
         server = subprocess.Popen(
             [sys.executable, program, name, f"--port={port}", f"--backend={backend or 'eager'}"],
-            env=os.environ | CPU_WORKER | {"BENCHMARK_DTYPE": dtype, "RAY_TMPDIR": folder},
+            env=os.environ | CPU_WORKER | _model_environment(options) | {"RAY_TMPDIR": folder},
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -210,6 +210,11 @@ def running(system: str, dtype: str) -> Iterator[str]:
                 server.wait(20)
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
+
+
+def _model_environment(options: argparse.Namespace) -> dict[str, str]:
+    """As alternatives.py reads it."""
+    return {"BENCHMARK_MODEL": options.model, "BENCHMARK_DTYPE": options.dtype}
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -340,6 +345,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--calls", type=int, default=64, help="of each load (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument("--model", default="postcard", help="(%(default)s)")
     parser.add_argument("--dtype", default="auto", help="(%(default)s)")
     parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
     parser.add_argument("--json", type=Path, help="a file for all that was found")

@@ -15,6 +15,7 @@ os.environ |= SERVE_ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"} | os.environ  # 
 
 import psutil
 import ray
+import torch
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
@@ -23,6 +24,7 @@ logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 _APPLICATION = "imagine"
 _NUM_CPUS = os.cpu_count() or 1
+_NUM_GPUS = int(torch.cuda.is_available())
 
 
 class LocalService:
@@ -54,7 +56,11 @@ class LocalService:
         application = {
             "name": _APPLICATION,
             "import_path": "serving.app:build_app",
-            "args": {"num_cpus": _NUM_CPUS / num_generators, **args},
+            "args": {
+                "num_cpus": _NUM_CPUS / num_generators,
+                "num_gpus": _NUM_GPUS / num_generators,
+                **args,
+            },
             "deployments": [{"name": "Generator", "num_replicas": num_generators}],
         }
         self._serve.deploy_apps(ServeDeploySchema(applications=[application]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from batch.image_store import Format
-from shared.arguments import add_adapter, add_compile, pair
+from shared.arguments import add_adapter, add_byte_identical, add_compile, pair
 from shared.config import RequestDefaults
 
 _DESCRIPTION = """
@@ -43,6 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--model", help="bundled name, local folder or hub id (postcard)")
     add_adapter(parser)
     add_compile(parser)
+    add_byte_identical(parser)
     add("--device", default="auto", help="torch's name of the device (%(default)s)")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="of weights (auto)")
     add(

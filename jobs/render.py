@@ -29,6 +29,7 @@ from batch.replay import NotReplayable, replay, replayable
 from batch.report import REPORT, read_summary, write_report
 from jobs.arguments import flag, parse
 from jobs.progress import Progress, duration
+from shared.arguments import engine_config
 from shared.config import EngineConfig, ModelConfig, RequestDefaults
 from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
@@ -123,7 +124,7 @@ def _replay(options: argparse.Namespace) -> int:
     made = replayable(data)
     model = _model(options, name=made.model, dtype=made.dtype)
     print(f"{made.request.prompt!r}, seed {made.request.seed}, by {model.name} in {made.dtype}")
-    result = replay(data, model, _engine(options))
+    result = replay(data, model, engine_config(options))
     if result.same_bytes:
         print(f"The same {len(data)} bytes")
         return ALL_RENDERED
@@ -157,12 +158,8 @@ def _model(
     return absolute(model)
 
 
-def _engine(options: argparse.Namespace) -> EngineConfig:
-    return EngineConfig(compile=options.compile)
-
-
 def _make_renderer(model: ModelConfig, options: argparse.Namespace) -> Callable[[], ImageRenderer]:
-    return partial(_watched_renderer, model, _engine(options))
+    return partial(_watched_renderer, model, engine_config(options))
 
 
 def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> Renderer:
@@ -183,6 +180,7 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
         model=describe_model(model),
         dtype=model.dtype,
         compile=options.compile,
+        byte_identical=options.byte_identical,
         seed=options.seed,
         shard_rows=options.shard_rows,
         format=options.format,

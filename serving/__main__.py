@@ -17,8 +17,8 @@ import ray
 from ray import serve
 
 from serving.app import ServiceArgs, build_app
-from shared.arguments import add_adapter, add_compile
-from shared.config import EngineConfig, ModelConfig
+from shared.arguments import add_adapter, add_byte_identical, add_compile, engine_config
+from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
 
@@ -61,8 +61,7 @@ def _serve_until_stopped(options: argparse.Namespace, model: ModelConfig, addres
         ray.init(address=address, include_dashboard=False)
         serve.start(http_options={"host": options.host, "port": options.port})
         num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        engine = EngineConfig(compile=options.compile)
-        args = ServiceArgs(model=model, engine=engine, num_gpus=num_gpus)
+        args = ServiceArgs(model=model, engine=engine_config(options), num_gpus=num_gpus)
         serve.run(build_app(args))
         if not args.http.token_hashes and not _is_loopback(options.host):
             print("\nWARNING: NO TOKEN IS ASKED FOR: whoever comes can render. Set API_TOKEN.")
@@ -89,6 +88,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_adapter(parser)
     add_compile(parser)
+    add_byte_identical(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
     return parser.parse_args(arguments)

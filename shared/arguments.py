@@ -7,7 +7,7 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.config import AdapterName, Compiler
+from shared.config import AdapterName, Compiler, EngineConfig
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -38,6 +38,20 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(get_args(Compiler)),
         help="compile the denoiser first, by torch if none is named (docs/engine.md)",
     )
+
+
+def add_byte_identical(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--byte-identical",
+        action=argparse.BooleanOptionalAction,
+        help="the same bytes in any company (so on a CPU; costs speed on a GPU)",
+    )
+
+
+def engine_config(options: argparse.Namespace) -> EngineConfig:
+    """Of `--compile` and `--byte-identical`; what was left out is the device's to say."""
+    chosen = {"compile": options.compile, "byte_identical": options.byte_identical}
+    return EngineConfig(**{name: value for name, value in chosen.items() if value is not None})
 
 
 def _compiler(text: str) -> str:

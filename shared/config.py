@@ -1,7 +1,7 @@
 """Every tunable of the engine and the model: frozen, validated once, unknown keys refused."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -77,6 +77,15 @@ class ModelConfig(Settings):
         return {"name": value} if isinstance(value, str) else value
 
 
+# What differs on a GPU: it takes more at once, and company that leaves no byte changed costs it a
+# good part of its speed (docs/decisions.md).
+_ON_A_GPU = {
+    "byte_identical": False,
+    "max_pixels_per_forward": 32 * 512 * 512,
+    "max_pixels_per_decode": 8 * 512 * 512,
+}
+
+
 def _default_compiler(value: Any) -> Any:
     return {True: "torch", False: None}[value] if isinstance(value, bool) else value
 
@@ -90,9 +99,12 @@ class EngineConfig(Settings):
     `max_pixels_per_decode` one of the autoencoder's; 0 decodes picture by picture.
 
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
-    in any company. With `compile`, the denoiser is compiled when the model is loaded, by "torch"
-    (which true stands for) or "openvino" (docs/engine.md). `max_prompt_cache_bytes` bounds the
-    encoded prompts that are kept. An engine that is at one step for `watchdog_timeout_s` is dead.
+    in any company. Of these three, the defaults are a CPU's; `on` gives those of other devices.
+
+    With `compile`, the denoiser is compiled when the model is loaded, by "torch" (which true stands
+    for) or "openvino" (docs/engine.md). With `cuda_graphs`, a CUDA device is given forwards as
+    graphs. `max_prompt_cache_bytes` bounds the encoded prompts that are kept. An engine that is at
+    one step for `watchdog_timeout_s` is dead.
     """
 
     max_in_flight: PositiveInt = 16
@@ -102,5 +114,15 @@ class EngineConfig(Settings):
     max_pixels_per_decode: NonNegativeInt = 0
     byte_identical: bool = True
     compile: Annotated[Compiler | None, BeforeValidator(_default_compiler)] = None
+    cuda_graphs: bool = True
     max_prompt_cache_bytes: NonNegativeInt = 256 * 2**20
     watchdog_timeout_s: PositiveFloat = 300
+
+    def on(self, device_type: str) -> Self:
+        """With the defaults of a device, of torch's `device_type`, where nothing was set."""
+        if device_type == "cpu":
+            return self
+        unset = {
+            name: best for name, best in _ON_A_GPU.items() if name not in self.model_fields_set
+        }
+        return self.model_copy(update=unset)

@@ -56,7 +56,7 @@ class Renderer:
         self._engine = DenoiseEngine(pipeline, engine)
         if engine.compile:
             self.compile(engine.compile)
-        if engine.byte_identical and (engine.compile or pipeline.device.type != "cpu"):
+        if engine.compile and engine.byte_identical and pipeline.device.type == "cpu":
             self.find_row_rules()
 
     async def render(
@@ -153,10 +153,7 @@ class Renderer:
         )
 
     def find_row_rules(self) -> dict[str, RowRule]:
-        """Search which row counts give equal bits here, for forwards that were not measured.
-
-        With the smallest picture: its largest forwards fit into any memory.
-        """
+        """Search which row counts give equal bits here, by the smallest picture."""
         side = -(-self.profile.limits.min_side // self.profile.size_multiple)
         side *= self.profile.size_multiple
         return self._engine.find_row_rules(

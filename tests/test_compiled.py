@@ -1,5 +1,7 @@
 """Compiled forwards: the same pictures, the same bytes in any company, nothing compiled later."""
 
+import argparse
+import pickle
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -9,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from shared.arguments import add_byte_identical, add_compile, engine_config
 from shared.config import Compiler, EngineConfig
 from shared.engine import DenoiseEngine
 from shared.engine.compiled import Compilable, compilable
@@ -109,6 +112,33 @@ def test_what_fits_one_number_of_rows_is_not_converted() -> None:
 def test_true_stands_for_torch() -> None:
     assert EngineConfig(compile=True).compile == "torch"  # type: ignore[arg-type]
     assert EngineConfig(compile=False).compile is None  # type: ignore[arg-type]
+
+
+def test_a_gpu_has_defaults_of_its_own_and_what_is_set_stays() -> None:
+    config = EngineConfig(max_pixels_per_forward=64 * 64)
+    assert config.on("cpu") == config
+    on_gpu = config.on("cuda")
+    assert (on_gpu.byte_identical, on_gpu.max_pixels_per_forward) == (False, 64 * 64)
+    assert on_gpu.max_pixels_per_decode > 0
+    assert pickle.loads(pickle.dumps(config)).on("cuda") == on_gpu  # as it comes to a replica
+    assert EngineConfig(byte_identical=True).on("cuda").byte_identical
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], EngineConfig()),
+        (["--byte-identical"], EngineConfig(byte_identical=True)),
+        (["--no-byte-identical", "--compile"], EngineConfig(byte_identical=False, compile="torch")),
+    ],
+)
+def test_both_doors_take_the_same_arguments(arguments: list[str], expected: EngineConfig) -> None:
+    parser = argparse.ArgumentParser()
+    add_compile(parser)
+    add_byte_identical(parser)
+    config = engine_config(parser.parse_args(arguments))
+    assert config == expected
+    assert config.model_fields_set == expected.model_fields_set
 
 
 @pytest.mark.parametrize("compiler", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     row_invariance    the search for the row rule             (tensors, no policy)
     compiled          forwards that compilers made            (wraps a module)
     openvino_forward  one of these compilers
+    cuda_graphs       forwards that a GPU starts at once      (wraps a forward)
     step_scheduler    who goes next                           (policy, no tensors)
     waiting_line      who is let in                           (policy, no tensors)
     step_times        who can finish when                     (policy, no tensors)

@@ -11,22 +11,30 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import nn
 
 from shared.config import Compiler
 from shared.engine.calls import replaced
+from shared.engine.cuda_graphs import CudaGraphs
+from shared.engine.layers import device_type
 
 Forward = Callable[..., Any]
 
 
 class Compilable:
-    """Calls a module's own forward, or what `compile` has made of it while no adapter is active."""
+    """Calls a module's own forward, or what `compile` has made of it while no adapter is active.
 
-    def __init__(self, module: nn.Module, is_adapted: Callable[[], bool]) -> None:
+    On a CUDA device by `cuda_graphs`, if they are wanted, while no adapter is active.
+    """
+
+    def __init__(
+        self, module: nn.Module, is_adapted: Callable[[], bool], *, cuda_graphs: bool
+    ) -> None:
         self._module, self._own = module, module.forward
         self._is_adapted = is_adapted
         self._compiled: Forward | None = None
+        self._cuda_graphs = cuda_graphs and device_type(module) == "cuda"
+        self._started = self._graphed(self._own)
         functools.update_wrapper(self, self._own)
 
     def compile(self, compiler: Compiler, kwargs: dict[str, Any]) -> None:
@@ -36,44 +44,42 @@ class Compilable:
         ModuleNotFoundError where OpenVINO is not installed.
         """
         if compiler == "torch":
-            self._compiled = _by_torch(self._own, next(self._module.parameters()).device, kwargs)
+            self._compiled = _by_torch(self._own, kwargs)
         else:
             from shared.engine.openvino_forward import OpenVinoForward  # of an extra
 
             self._compiled = OpenVinoForward(self._module, self._own, kwargs)
+        self._started = self._graphed(self._compiled)
 
     @property
     def ways(self) -> list[Forward]:
-        """Those that a call may go."""
+        """Those that a call may go, by their bits."""
         return [self._own] if self._compiled is None else [self._compiled, self._own]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._compiled is None or self._is_adapted():
-            return self._own(*args, **kwargs)
-        return self._compiled(*args, **kwargs)
+        forward = self._own if self._is_adapted() else self._started
+        return forward(*args, **kwargs)
+
+    def _graphed(self, forward: Forward) -> Forward:
+        return CudaGraphs(forward) if self._cuda_graphs else forward
 
 
 @contextmanager
-def compilable(module: nn.Module, is_adapted: Callable[[], bool]) -> Iterator[None]:
+def compilable(
+    module: nn.Module, is_adapted: Callable[[], bool], *, cuda_graphs: bool = True
+) -> Iterator[None]:
     """Within it, the module's forward is a Compilable."""
-    with replaced(module, "forward", Compilable(module, is_adapted)):
+    compilable = Compilable(module, is_adapted, cuda_graphs=cuda_graphs)
+    with replaced(module, "forward", compilable):
         yield
 
 
-def _by_torch(own: Forward, device: torch.device, kwargs: dict[str, Any]) -> Forward:
-    uses_graphs = device.type == "cuda"
-    mode = "reduce-overhead" if uses_graphs else None
-    compiled = torch.compile(own, dynamic=True, mode=mode)
+def _by_torch(own: Forward, kwargs: dict[str, Any]) -> Forward:
+    compiled = torch.compile(own, dynamic=True)
     compiled(**kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch.compiler.set_stance("eager_on_recompile"):
-            output = compiled(*args, **kwargs)
-        return pytree.tree_map(_copied, output) if uses_graphs else output
+            return compiled(*args, **kwargs)
 
     return call
-
-
-def _copied(leaf: Any) -> Any:
-    """A CUDA graph puts its next output into the same memory."""
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf

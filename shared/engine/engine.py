@@ -141,7 +141,7 @@ class DenoiseEngine:
 
     def __init__(self, pipeline: DiffusionPipeline, config: EngineConfig | None = None) -> None:
         self._pipeline = pipeline
-        self._config = config or EngineConfig()
+        self._config = (config or EngineConfig()).on(pipeline.device.type)
         self._changed = threading.Condition()  # guards what submit() and counters() look at
         self._waiting = WaitingLine[_Request](
             max_waiting=self._config.max_queued,
@@ -157,10 +157,10 @@ class DenoiseEngine:
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
         self._copies = PipelineCopies()
-        self._forwards = Forwards(self._config)
+        self._pixels_per_latent = pipeline_scale(pipeline) ** 2
+        self._forwards = Forwards(self._config, self._pixels_per_latent)
         self._adapters = Adapters(pipeline)
         self._prompts = PromptCache(self._config.max_prompt_cache_bytes)
-        self._pixels_per_latent = pipeline_scale(pipeline) ** 2
         self._step_scheduler = StepScheduler[_Parked](
             {
                 "denoise": self._config.max_pixels_per_forward,
@@ -386,7 +386,7 @@ class DenoiseEngine:
             self._prompts,
             self._activate_for,
             self._adapters.are_active,
-            byte_identical=self._config.byte_identical,
+            self._config,
         )
 
     def _wait_for_work(self) -> bool:

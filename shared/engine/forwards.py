@@ -1,6 +1,6 @@
 """Shared forwards: under the row rule, within memory, and without the calls that fail."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,9 @@ import torch
 from shared.config import Compiler, EngineConfig
 from shared.engine import step_batch
 from shared.engine.compiled import Compilable
-from shared.engine.row_invariance import default_rule, find_rule
+from shared.engine.cuda_graphs import GRAPHED_ROWS
+from shared.engine.layers import device_type
+from shared.engine.row_invariance import COUNTS, default_rule, find_rule
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 
@@ -19,9 +21,10 @@ _COMPILED_ROWS = 10
 class Forwards:
     """Runs calls that can share a forward, and keeps what it learns of the device doing so."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, pixels_per_latent: int) -> None:
         self._config = config
-        self._found_rules: dict[int, RowRule] = {}  # by module
+        self._latents_at_once = config.max_pixels_per_forward // pixels_per_latent
+        self._found_rules: dict[Hashable, RowRule] = {}
         self._default_rules: dict[tuple[int, int], RowRule] = {}  # by module and size
         # Latents of a forward, by kind, where memory ran out.
         self.max_latents: dict[str, int] = {}
@@ -66,20 +69,25 @@ class Forwards:
             method.compile(compiler, step_batch.copies(call, _COMPILED_ROWS))
 
     def find_rule(self, call: StepCall) -> RowRule:
-        """Search the rule of the call's module on this device, and keep to it from now on."""
-        rule = self._found_rules[id(call.call.module)] = find_rule(call)
+        """Search the rule of calls such as this on their device, and keep to it from now on."""
+        most = self._rows_that_fit(call) or self._latents_at_once // call.latents_per_row
+        counts = [count for count in COUNTS if count <= max(2, most)]
+        rule = self._found_rules[_scope(call)] = find_rule(call, counts)
         return rule
 
     def _rule_of(self, call: StepCall) -> RowRule:
         """Decodes are under the rule if several pictures may share one, else of their own size."""
-        if not self._config.byte_identical or (
-            call.kind == "decode" and not self._config.max_pixels_per_decode
-        ):
+        if not call.rows or (call.kind == "decode" and not self._config.max_pixels_per_decode):
             return RowRule()
-        module = id(call.call.module)
-        if module in self._found_rules:
-            return self._found_rules[module]
-        key = module, call.latents_per_row
+        device = device_type(call.call.module)
+        if not self._config.byte_identical:
+            is_graphed = self._config.cuda_graphs and device == "cuda" and call.kind == "denoise"
+            return GRAPHED_ROWS if is_graphed else RowRule()
+        if (found := self._found_rules.get(_scope(call))) is not None:
+            return found
+        if device != "cpu":
+            return self.find_rule(call)
+        key = id(call.call.module), call.latents_per_row
         if key not in self._default_rules:
             self._default_rules[key] = default_rule(call)
         return self._default_rules[key]
@@ -93,6 +101,12 @@ class Forwards:
         if first.kind == "denoise" and rows:
             self.num_rows += rows
             self.num_padding_rows += sum(self._rule_of(first).chunks(rows, max_rows)) - rows
+
+
+def _scope(call: StepCall) -> Hashable:
+    """What a rule that was found holds for: on a CPU for all sizes, elsewhere for this one."""
+    module = call.call.module
+    return id(module) if device_type(module) == "cpu" else (id(module), call.latents_per_row)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

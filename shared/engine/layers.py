@@ -39,10 +39,16 @@ _FEW_PIXELS = 4
 _MANY_PIXELS = 1024
 
 
+def device_type(module: nn.Module) -> str:
+    """Where its weights are; a module without any can be anywhere, and is taken to be on a CPU."""
+    weight = next(module.parameters(), None)
+    return "cpu" if weight is None else weight.device.type
+
+
 def multiplies_by_row(module: nn.Module) -> bool:
     """Whether its matrix products are, in layers as they are here: in bfloat16 on a CPU."""
     weight = next(module.parameters(), None)
-    return weight is not None and weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return device_type(module) == "cpu" and weight is not None and weight.dtype == torch.bfloat16
 
 
 @contextmanager

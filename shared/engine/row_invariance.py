@@ -5,6 +5,7 @@ from dtype to dtype: a forward as a whole carries only certain numbers of rows, 
 `find_rule` searches it, `default_rule` assumes one.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from shared.engine import step_batch
 from shared.engine.compiled import Compilable
-from shared.engine.layers import multiplies_by_row
+from shared.engine.layers import device_type, multiplies_by_row
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 
@@ -22,10 +23,13 @@ from shared.engine.step_batch import StepCall
 COUNTS = (*range(1, 17), *range(18, 33, 2))
 # Of the bundled model: below it, 2 and 3 rows are too few pixels where its pictures are smallest.
 _FEW_LATENTS = 128
+# Rows that a GPU is through with in the time that it needs for however few: some 2 of 512 px in
+# Stable Diffusion 1.5's shape, 14 of 256 px (docs/decisions.md).
+_GPU_START = 8
 
 
 def default_rule(call: StepCall) -> RowRule:
-    """On a CPU what was measured on three; elsewhere a guess, to be searched.
+    """On a CPU, what was measured on three.
 
     In bfloat16 any number will do. In float32 one row is another algorithm, and with a single
     thread, oneDNN has another one for convolutions of 16 rows and more, and for those of few rows
@@ -33,8 +37,6 @@ def default_rule(call: StepCall) -> RowRule:
     rows where threads meet.
     """
     module = call.call.module
-    if next(module.parameters()).device.type != "cpu":
-        return RowRule((4, 8, 16, 32))
     if call.kind == "decode":
         return RowRule((1,))
     if multiplies_by_row(module):
@@ -58,12 +60,13 @@ def find_rule(call: StepCall, counts: Iterable[int] = COUNTS) -> RowRule:
         if all(line == lines[0] for line in lines):
             groups.setdefault(lines[0], []).append(count)
     rules = [RowRule(tuple(sorted(group))) for group in groups.values()]
-    return min(rules, key=_work)
+    start = 1 if device_type(call.call.module) == "cpu" else _GPU_START
+    return min(rules, key=functools.partial(_work, start=start))
 
 
-def _work(rule: RowRule) -> int:
-    """Rows that it takes to run 2, 4, ... 32 rows; starting a forward counts as one more."""
-    return sum(size + 1 for rows in range(2, 33, 2) for size in rule.chunks(rows))
+def _work(rule: RowRule, start: int) -> int:
+    """Rows that it takes to run 2, 4, ... 32 rows; starting a forward counts as `start` more."""
+    return sum(size + start for rows in range(2, 33, 2) for size in rule.chunks(rows))
 
 
 def _lines_of(call: StepCall, count: int) -> list[bytes]:

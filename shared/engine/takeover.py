@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from shared.config import EngineConfig
 from shared.engine.calls import PipelineRun, current_run, parking, replaced
 from shared.engine.compiled import compilable
 from shared.engine.declarations import arguments_of
@@ -33,8 +34,7 @@ def take_over(
     prompts: PromptCache,
     prepare_encoder: Callable[[PipelineRun], Hashable],
     is_adapted: Callable[[], bool],
-    *,
-    byte_identical: bool,
+    config: EngineConfig,
 ) -> ExitStack:
     """Until it is closed, calls from runs park, or are answered from `prompts`.
 
@@ -45,9 +45,9 @@ def take_over(
         for module in _denoisers(pipeline):
             if arguments_of(module) is None:
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
-            elif byte_identical or multiplies_by_row(module):  # faster, too
+            elif config.byte_identical or multiplies_by_row(module):  # faster, too
                 stack.enter_context(rows_kept_apart(module))
-            stack.enter_context(compilable(module, is_adapted))
+            stack.enter_context(compilable(module, is_adapted, cuda_graphs=config.cuda_graphs))
             stack.enter_context(parking(module))
         vae = getattr(pipeline, "vae", None)
         if vae is not None:
