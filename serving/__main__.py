@@ -25,17 +25,21 @@ from shared.model_files import absolute, describe_model
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    model = absolute(ModelConfig(name=options.model, adapters=dict(options.adapter)))
+    names = options.model or ["postcard"]
+    first = absolute(ModelConfig(name=names[0], adapters=dict(options.adapter)))
+    models = [first, *(absolute(ModelConfig(name=name)) for name in names[1:])]
     address = os.environ.get("RAY_ADDRESS", "local")
-    problem = _find_problem(options, model, address)
+    problem = _find_problem(options, models, address)
     if problem is not None:
         print(problem)
         return 1
-    _serve_until_stopped(options, model, address)
+    _serve_until_stopped(options, models, address)
     return 0
 
 
-def _find_problem(options: argparse.Namespace, model: ModelConfig, address: str) -> str | None:
+def _find_problem(
+    options: argparse.Namespace, models: Sequence[ModelConfig], address: str
+) -> str | None:
     """What would fail only after Ray has started, in one line."""
     try:
         _try_to_bind(options.host, options.port)
@@ -45,13 +49,16 @@ def _find_problem(options: argparse.Namespace, model: ModelConfig, address: str)
         return f"Cannot serve on {options.host}, port {options.port}: {error}"
     if address == "local":  # on a cluster the model need not be on this machine
         try:
-            describe_model(model)
+            for model in models:
+                describe_model(model)
         except ModelUnavailable as error:
             return str(error)
     return None
 
 
-def _serve_until_stopped(options: argparse.Namespace, model: ModelConfig, address: str) -> None:
+def _serve_until_stopped(
+    options: argparse.Namespace, models: Sequence[ModelConfig], address: str
+) -> None:
     # Ctrl-C and a plain kill end the service the same way, also while it is still starting, and
     # also where a shell has started it in the background with Ctrl-C ignored.
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -60,8 +67,13 @@ def _serve_until_stopped(options: argparse.Namespace, model: ModelConfig, addres
         # docs/decisions.md: on two cores, a fifth of the speed of a request that is alone.
         ray.init(address=address, include_dashboard=False)
         serve.start(http_options={"host": options.host, "port": options.port})
-        num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        args = ServiceArgs(model=model, engine=engine_config(options), num_gpus=num_gpus)
+        first, *others = models
+        args = ServiceArgs(
+            model=first,
+            other_models=tuple(others),
+            engine=engine_config(options),
+            num_gpus=bool(ray.cluster_resources().get("GPU")) / len(models),
+        )
         serve.run(build_app(args))
         if not args.http.token_hashes and not _is_loopback(options.host):
             print("\nWARNING: NO TOKEN IS ASKED FOR: whoever comes can render. Set API_TOKEN.")
@@ -84,7 +96,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python -m serving --model ~/models/sdxl --port 8001",
     )
     parser.add_argument(
-        "--model", default="postcard", help="bundled name, local folder or hub id (%(default)s)"
+        "--model",
+        action="append",
+        help="bundled name, local folder or hub id (postcard); again for others to choose from",
     )
     add_adapter(parser)
     add_compile(parser)

@@ -5,9 +5,11 @@ serve run serving.app:build_app model=/path/to/model  with arguments
 """
 
 import os
+import re
+from typing import Self
 
 import ray
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from ray.serve import Application
 
 from serving.auth import token_hash, tokens_from_environment
@@ -17,9 +19,12 @@ from serving.ingress import Ingress
 from serving.preflight import check_model
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_workers import CPU_WORKER
+from shared.model_files import model_id
 
 # Calls of a generator that are short: its counters, and refusals.
 _SPARE = 16
+# Of a model beside the default one: no generator while nobody asks for it.
+_WHILE_ASKED_FOR = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 600}
 
 
 def _http_from_environment() -> HttpConfig:
@@ -30,27 +35,43 @@ def _http_from_environment() -> HttpConfig:
 class ServiceArgs(Settings):
     """The application's arguments, as YAML `args:` or `key=value`; an unknown one is refused.
 
+    `model` is the default one, `other_models` are those that a request can name as well. Each has
+    a deployment of its own: Generator, and Generator-NAME of the others.
+
     `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
-    CPU of a node, since that is the number of threads that torch gets. `max_queued_requests` may
+    CPU of a node (its part of them, with other models), since that is the number of threads that
+    torch gets. `max_queued_requests` may
     wait in an ingress for a generator with room; the queue proper is the engine's (`max_queued`).
     `http.token_hashes` are by default those of the tokens in API_TOKEN and API_TOKEN_FILE.
     """
 
     model: ModelConfig = ModelConfig()
+    other_models: tuple[ModelConfig, ...] = ()
     engine: EngineConfig = EngineConfig()
     num_cpus: PositiveFloat | None = None
     num_gpus: NonNegativeFloat = 0
     max_queued_requests: PositiveInt = 128
     http: HttpConfig = Field(default_factory=_http_from_environment)
 
+    @model_validator(mode="after")
+    def _have_names_of_their_own(self) -> Self:
+        if len({*map(_deployment, self.models)}) < len(self.models):
+            raise ValueError("other_models: two models have the same name")
+        return self
+
+    @property
+    def models(self) -> tuple[ModelConfig, ...]:
+        return (self.model, *self.other_models)
+
 
 def build_app(args: ServiceArgs) -> Application:
-    """An ingress in front of generators; `deployments:` in a Serve config scales either.
+    """An ingress in front of generators; `deployments:` in a Serve config scales each of them.
 
     Raises ModelUnavailable where no node finds the checkpoint; what is served by then goes on.
     """
     if ray.is_initialized():
-        check_model(args.model, _num_cpus(args), args.num_gpus)
+        for model in args.models:
+            check_model(model, _num_cpus(args), args.num_gpus)
     return _bound(args)
 
 
@@ -68,9 +89,18 @@ def _bound(args: ServiceArgs) -> Application:
             "num_gpus": args.num_gpus,
             "runtime_env": {"env_vars": CPU_WORKER},
         },
-    ).bind(args.model, args.engine)
+    )
+    generators = {model_id(args.model): generator.bind(args.model, args.engine)}
+    for model in args.other_models:
+        own = generator.options(name=_deployment(model), autoscaling_config=_WHILE_ASKED_FOR)
+        generators[model_id(model)] = own.bind(model, args.engine)
     ingress = Ingress.options(**patience)  # type: ignore[attr-defined]
-    return ingress.bind(generator, args.model, args.http)
+    return ingress.bind(generators, args.models, args.http)
+
+
+def _deployment(model: ModelConfig) -> str:
+    """Of a model beside the default one."""
+    return "Generator-" + re.sub(r"[^A-Za-z0-9]+", "-", model_id(model))
 
 
 def _num_cpus(args: ServiceArgs) -> float:
@@ -78,7 +108,8 @@ def _num_cpus(args: ServiceArgs) -> float:
         return args.num_cpus
     if args.num_gpus or not ray.is_initialized():
         return 1
-    return max(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+    most = max(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
+    return most / len(args.models)
 
 
 stable_diffusion_app = _bound(ServiceArgs())

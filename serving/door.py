@@ -2,20 +2,22 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, BeforeValidator, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from serving.auth import TokenAuth
 from serving.content_credentials import ContentCredentials, CredentialsConfig
+from serving.http_errors import UnknownModel
 from serving.rendering import Overloaded, Rendering
 from shared.config import Settings
 from shared.errors import DeadlineExceeded
+from shared.model_profile import ModelProfile
 from shared.request import (
     MAX_SEED,
     CanonicalRequest,
@@ -45,24 +47,59 @@ class HttpConfig(Settings):
 
 
 class Door:
-    def __init__(self, rendering: Rendering, config: HttpConfig) -> None:
-        """Raises CredentialsUnusable where pictures are to be signed and cannot be."""
-        self.rendering = rendering
+    def __init__(self, models: Mapping[str, Rendering], config: HttpConfig) -> None:
+        """What renders each model, by the name that requests have for it; the first is the default.
+
+        Raises CredentialsUnusable where pictures are to be signed and cannot be.
+        """
+        self.models = dict(models)
         self.auth = TokenAuth(config.token_hashes)
-        self.max_timeout_s = config.timeout_s
+        self._max_timeout_s = config.timeout_s
         credentials = config.content_credentials
         self._credentials = None if credentials is None else ContentCredentials(credentials)
 
+    def rendering(self, model: str | None = None) -> Rendering:
+        """What renders `model`, or the default; raises UnknownModel."""
+        name = next(iter(self.models)) if model is None else model
+        if name not in self.models:
+            served = ", ".join(map(repr, self.models))
+            raise UnknownModel(f"the model {name!r} is not served here; there are: {served}")
+        return self.models[name]
+
+    def call(self, model: str | None = None, timeout_s: float | None = None) -> "Call":
+        """For pictures of `model`, within `timeout_s` from now; raises UnknownModel."""
+        within_s = min(timeout_s or self._max_timeout_s, self._max_timeout_s)
+        return Call(self.rendering(model), self._credentials, _now() + within_s)
+
+
+class Call:
+    """What is asked of the door at once: some pictures of one model, by a deadline."""
+
+    def __init__(
+        self, rendering: Rendering, credentials: ContentCredentials | None, deadline: float
+    ) -> None:
+        self._rendering = rendering
+        self._credentials = credentials
+        self._deadline = deadline
+
+    async def profile(self) -> ModelProfile:
+        """Of the model, which may have to be loaded for it."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._rendering.profile()
+        except TimeoutError:
+            raise DeadlineExceeded("the model was not loaded in the time that it had") from None
+
     async def canonical(self, request: ImageRequest, n: int = 1) -> list[CanonicalRequest]:
         """`n` canonical requests of successive seeds; raises InvalidRequest."""
-        profile = await self.rendering.profile()
+        profile = await self.profile()
         return _successive(profile.canonical(request, seed=_drawn_seed(), n=n), n)
 
     async def canonical_edit(
         self, request: EditRequest, source: SourceImage, n: int = 1
     ) -> list[CanonicalRequest]:
         """As `canonical`, of a picture to start from."""
-        profile = await self.rendering.profile()
+        profile = await self.profile()
         # Here the files are decoded for the first time.
         first = await asyncio.to_thread(
             profile.canonical_edit, request, source, seed=_drawn_seed(), n=n
@@ -70,28 +107,23 @@ class Door:
         return _successive(first, n)
 
     async def render(
-        self, requests: Sequence[CanonicalRequest], encoding: Encoding, timeout_s: float | None
+        self, requests: Sequence[CanonicalRequest], encoding: Encoding
     ) -> list[GeneratedImage]:
         """All of `requests` at once; where one fails, the others are given up."""
-        deadline = asyncio.get_running_loop().time() + self._timeout_s(timeout_s)
-        call = _Call(self.rendering, encoding, deadline)
+        pictures = _Pictures(self._rendering, encoding, self._deadline)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(call.render(each)) for each in requests]
+                tasks = [group.create_task(pictures.render(each)) for each in requests]
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [await self._published(task.result()) for task in tasks]
 
     async def follow(
-        self,
-        request: CanonicalRequest,
-        encoding: Encoding,
-        timeout_s: float | None,
-        num_previews: int,
+        self, request: CanonicalRequest, encoding: Encoding, num_previews: int
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         """One picture, and how far it is on the way."""
-        events = self.rendering.follow(
-            request, encoding, timeout_s=self._timeout_s(timeout_s), num_previews=num_previews
+        events = self._rendering.follow(
+            request, encoding, timeout_s=self._deadline - _now(), num_previews=num_previews
         )
         async with aclosing(events):
             async for each in events:
@@ -103,8 +135,9 @@ class Door:
             return image
         return await asyncio.to_thread(self._credentials.sign, image)
 
-    def _timeout_s(self, asked: float | None) -> float:
-        return min(asked or self.max_timeout_s, self.max_timeout_s)
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _drawn_seed() -> int:
@@ -117,7 +150,7 @@ def _successive(first: CanonicalRequest, n: int) -> list[CanonicalRequest]:
     return [first.model_copy(update={"seed": seed}) for seed in seeds]
 
 
-class _Call:
+class _Pictures:
     """The pictures of one call. They are refused together, or find their places one by one.
 
     Else two calls of many pictures would take each other's last places, again and again.
@@ -131,7 +164,7 @@ class _Call:
         self._done = 0
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
-        while (left := self._deadline - asyncio.get_running_loop().time()) > 0:
+        while (left := self._deadline - _now()) > 0:
             self._under_way += 1
             try:
                 image = await self._rendering.render(request, self._encoding, timeout_s=left)
@@ -162,6 +195,9 @@ def strictly(kind: type[BaseModel]) -> BeforeValidator:
     return BeforeValidator(partial(kind.model_validate, strict=True))
 
 
+ModelName = Annotated[
+    str | None, Field(description="One of those served (GET /v1/models); the first if left out.")
+]
 # The door, for callers that may pass.
 OpenDoor = Annotated[Door, Depends(_authenticated)]
 Timeout = Annotated[

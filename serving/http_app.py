@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -18,13 +19,14 @@ from shared.engine import EngineCounters
 _PAGE = (Path(__file__).parent / "playground" / "index.html").read_text()
 
 
-def build_http_app(rendering: Rendering, config: HttpConfig) -> FastAPI:
+def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastAPI:
+    """Of what renders each model, by name; the first is the default."""
     app = FastAPI(
         title="Stable Diffusion on Ray",
         description="`/imagine` answers with a picture, `/v1/images` as OpenAI's Images API does. "
         "Errors name the field to mend.",
     )
-    app.state.door = Door(rendering, config)
+    app.state.door = Door(models, config)
     app.add_middleware(Edge, max_body_bytes=config.max_body_bytes, is_open=not config.token_hashes)
     install_error_handlers(app)
     app.include_router(imagine.router)
@@ -37,8 +39,8 @@ def build_http_app(rendering: Rendering, config: HttpConfig) -> FastAPI:
 
 
 async def _stats(door: OpenDoor) -> EngineCounters:
-    """What the engine of one generator has done since it started."""
-    return await door.rendering.counters()
+    """What the engine of one generator of the default model has done since it started."""
+    return await door.rendering().counters()
 
 
 async def _healthz() -> dict[str, str]:
@@ -47,9 +49,9 @@ async def _healthz() -> dict[str, str]:
 
 
 async def _readyz(request: Request) -> dict[str, str]:
-    """Answers 200 if a picture would be rendered now: the model is loaded, its device answers."""
+    """Answers 200 if the default model would render now: it is loaded, its device answers."""
     door: Door = request.app.state.door
-    await door.rendering.check_ready()
+    await door.rendering().check_ready()
     return {"status": "ok"}
 
 

@@ -43,7 +43,7 @@ _NO_RETRY = {"x-should-retry": "false"}
 
 
 class UnknownModel(Exception):
-    """A model that is not the one served here."""
+    """A model that is none of those served here."""
 
 
 def install_error_handlers(app: FastAPI) -> None:

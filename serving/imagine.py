@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from serving import sse
-from serving.door import Door, OpenDoor, Timeout, strictly
+from serving.door import Call, ModelName, OpenDoor, Timeout, strictly
 from serving.http_errors import ERROR_RESPONSES
 from shared.errors import InvalidRequest
 from shared.request import (
@@ -30,6 +30,7 @@ router = APIRouter()
 class ImagineQuery(PictureFields):
     """An ImageRequest as a query string."""
 
+    model: ModelName = None
     width: Side | None = None
     height: Side | None = None
     lora: str | None = Field(default=None, description="As in ink:0.8,gold:1")
@@ -38,7 +39,7 @@ class ImagineQuery(PictureFields):
     )
 
     def to_request(self) -> ImageRequest:
-        fields = self.model_dump(exclude={"img_size"}, exclude_none=True)
+        fields = self.model_dump(exclude={"img_size", "model"}, exclude_none=True)
         if self.img_size is not None:
             if fields.keys() & {"width", "height"}:
                 raise InvalidRequest("img_size", "cannot stand beside width or height")
@@ -52,7 +53,16 @@ class ImagineQuery(PictureFields):
         return error
 
 
-ImageBody = Annotated[ImageRequest, strictly(ImageRequest)]
+class ImagineBody(ImageRequest):
+    """An ImageRequest, of a model."""
+
+    model: ModelName = None
+
+    def to_request(self) -> ImageRequest:
+        return ImageRequest(**self.model_dump(exclude={"model"}))
+
+
+ImageBody = Annotated[ImagineBody, strictly(ImagineBody)]
 
 _FILE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {
@@ -74,23 +84,25 @@ async def imagine_by_query(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A picture of `prompt`; `img_size` is its side in pixels. With a seed it can be cached."""
+    call = door.call(query.model, timeout)
     try:
-        (request,) = await door.canonical(query.to_request())
+        (request,) = await call.canonical(query.to_request())
     except InvalidRequest as error:
         raise query.as_asked(error) from None
     caching = {"Cache-Control": "no-store"}
     if query.seed is not None:
-        caching = await _caching(request, door)
+        caching = await _caching(request, call)
         if caching["ETag"] in (if_none_match or "").replace(" ", "").split(","):
             return Response(status_code=304, headers=caching)
-    return await _imagine(request, door, timeout, caching)
+    return await _imagine(request, call, caching)
 
 
 @router.post("/imagine", response_class=Response, responses=_PICTURE)
-async def imagine(request: ImageBody, door: OpenDoor, timeout: Timeout = None) -> Response:
+async def imagine(body: ImageBody, door: OpenDoor, timeout: Timeout = None) -> Response:
     """A picture of the whole request as JSON."""
-    (canonical,) = await door.canonical(request)
-    return await _imagine(canonical, door, timeout, {})
+    call = door.call(body.model, timeout)
+    (request,) = await call.canonical(body.to_request())
+    return await _imagine(request, call, {})
 
 
 @router.get("/imagine/events", response_class=Response, responses=_EVENTS)
@@ -102,25 +114,23 @@ async def follow_by_query(
 ) -> Response:
     """As `GET /imagine`, live: `progress` events with previews, then one `image` or `error`."""
     try:
-        return await _follow(http, query.to_request(), door, timeout)
+        return await _follow(http, query.to_request(), door.call(query.model, timeout))
     except InvalidRequest as error:
         raise query.as_asked(error) from None
 
 
 @router.post("/imagine/events", response_class=Response, responses=_EVENTS)
 async def follow(
-    http: Request, request: ImageBody, door: OpenDoor, timeout: Timeout = None
+    http: Request, body: ImageBody, door: OpenDoor, timeout: Timeout = None
 ) -> Response:
     """As `POST /imagine`, live: `progress` events with previews, then one `image` or `error`."""
-    return await _follow(http, request, door, timeout)
+    return await _follow(http, body.to_request(), door.call(body.model, timeout))
 
 
-async def _follow(
-    http: Request, request: ImageRequest, door: Door, timeout: float | None
-) -> Response:
-    (canonical,) = await door.canonical(request)
+async def _follow(http: Request, request: ImageRequest, call: Call) -> Response:
+    (canonical,) = await call.canonical(request)
     # Each step is shown.
-    events = door.follow(canonical, Encoding(), timeout, canonical.num_inference_steps)
+    events = call.follow(canonical, Encoding(), canonical.num_inference_steps)
     return await sse.stream(http, _as_events(events))
 
 
@@ -152,20 +162,18 @@ def _data_url(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-async def _imagine(
-    request: CanonicalRequest, door: Door, timeout: float | None, headers: dict[str, str]
-) -> Response:
-    (image,) = await door.render([request], Encoding(), timeout)
+async def _imagine(request: CanonicalRequest, call: Call, headers: dict[str, str]) -> Response:
+    (image,) = await call.render([request], Encoding())
     return Response(image.data, headers=_headers(image) | headers, media_type=image.media_type)
 
 
-async def _caching(request: CanonicalRequest, door: Door) -> dict[str, str]:
+async def _caching(request: CanonicalRequest, call: Call) -> dict[str, str]:
     """A request with its seed is a pure function of the weights: ask again, render never.
 
     The tag is weak: another kind of processor may round a pixel otherwise. It has to be asked for
     each time, since the same address gives another picture once another model is served.
     """
-    profile = await door.rendering.profile()
+    profile = await call.profile()
     image_id = request.image_id(profile.fingerprint_for(request))
     return {"ETag": f'W/"{image_id}"', "Cache-Control": "private, no-cache"}
 

@@ -1,5 +1,7 @@
 """The deployment that answers HTTP; requests are checked here, before a generator sees them."""
 
+from collections.abc import Mapping, Sequence
+
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -25,12 +27,20 @@ from shared.config import ModelConfig
 )
 @serve.ingress()
 class Ingress:
-    def __init__(self, generator: DeploymentHandle, model: ModelConfig, http: HttpConfig) -> None:
-        """`model` is here because its profile is kept: a changed model renews the ingress too."""
+    def __init__(
+        self,
+        generators: Mapping[str, DeploymentHandle],
+        models: Sequence[ModelConfig],
+        http: HttpConfig,
+    ) -> None:
+        """By name, the default first. `models` as well: their profiles are kept, and a changed one
+        renews the ingress too.
+        """
         log_with_serve()
-        self._generator = generator
+        self._generators = generators
         self._http = http
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook for an application that is built where it runs, from arguments."""
-        return build_http_app(Dispatcher(self._generator), self._http)
+        models = {name: Dispatcher(each) for name, each in self._generators.items()}
+        return build_http_app(models, self._http)

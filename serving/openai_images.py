@@ -19,10 +19,9 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import FormData, UploadFile
 
 from serving import sse
-from serving.door import Door, OpenDoor, Timeout, strictly
-from serving.http_errors import ERROR_RESPONSES, ErrorBody, UnknownModel
+from serving.door import Call, ModelName, OpenDoor, Timeout, strictly
+from serving.http_errors import ERROR_RESPONSES, ErrorBody
 from shared.errors import InvalidRequest
-from shared.model_profile import ModelProfile
 from shared.request import (
     MAX_SEED,
     CanonicalEdit,
@@ -46,7 +45,7 @@ router = APIRouter(prefix="/v1")
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _FILES = {"image", "image[]", "mask"}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "Another model than the one served here"}
+    404: {"model": ErrorBody, "description": "A model that is not served here"}
 }
 # As JSON, or with `stream` as events.
 _PICTURES: dict[int | str, dict[str, Any]] = {**sse.RESPONSES, **ERROR_RESPONSES, **_NOT_FOUND}
@@ -57,7 +56,7 @@ _Ignored = Annotated[str | None, Field(description="Accepted, and without effect
 class GenerationRequest(PictureFields):
     """The body of OpenAI's, and by `extra_body` the fields of ours."""
 
-    model: str | None = Field(default=None, description="The model that is served, or nothing.")
+    model: ModelName = None
     n: int = Field(default=1, ge=1, le=10, description="Pictures, of successive seeds.")
     size: str | None = Field(default=None, description="As in 512x512, or auto.")
     response_format: Literal["b64_json"] | None = None
@@ -153,12 +152,12 @@ async def generate(
     http: Request, body: GenerationBody, door: OpenDoor, timeout: Timeout = None
 ) -> ImagesResponse | StreamingResponse:
     """Pictures as OpenAI's clients ask for them."""
-    _check_model(body.model, await door.rendering.profile())
+    call = door.call(body.model, timeout)
     try:
-        requests = await door.canonical(body.to_request(), body.n)
+        requests = await call.canonical(body.to_request(), body.n)
     except InvalidRequest as error:
         raise body.as_asked(error) from None
-    return await _answer(http, door, body, requests, timeout)
+    return await _answer(http, call, body, requests)
 
 
 @router.post(
@@ -180,44 +179,37 @@ async def edit(
         source = await _source(form)
         texts = {name: value for name, value in form.items() if name not in _FILES}
     body = parse(EditFields, texts)
-    _check_model(body.model, await door.rendering.profile())
+    call = door.call(body.model, timeout)
     try:
-        requests = await door.canonical_edit(body.to_edit(), source, body.n)
+        requests = await call.canonical_edit(body.to_edit(), source, body.n)
     except InvalidRequest as error:
         raise body.as_asked(error) from None
-    return await _answer(http, door, body, requests, timeout)
+    return await _answer(http, call, body, requests)
 
 
 @router.get("/models", responses=ERROR_RESPONSES)
 async def models(door: OpenDoor) -> ModelList:
-    """The one model that is served."""
-    profile = await door.rendering.profile()
-    return ModelList(data=[Model(id=profile.name)])
+    """Those that are served, the default first."""
+    return ModelList(data=[Model(id=name) for name in door.models])
 
 
 @router.get("/models/{model:path}", responses=ERROR_RESPONSES | _NOT_FOUND)
 async def model(model: str, door: OpenDoor) -> Model:
-    _check_model(model, await door.rendering.profile())
+    door.rendering(model)
     return Model(id=model)
-
-
-def _check_model(name: str | None, profile: ModelProfile) -> None:
-    if name not in (None, profile.name):
-        raise UnknownModel(f"the model {name!r} is not served here; {profile.name!r} is")
 
 
 async def _answer(
     http: Request,
-    door: Door,
+    call: Call,
     body: GenerationRequest,
     requests: list[CanonicalRequest],
-    timeout: float | None,
 ) -> ImagesResponse | StreamingResponse:
     encoding = body.encoding()
     if body.stream:
-        events = door.follow(requests[0], encoding, timeout, body.partial_images or 0)
+        events = call.follow(requests[0], encoding, body.partial_images or 0)
         return await sse.stream(http, _as_events(events, requests[0], encoding))
-    return _response(await door.render(requests, encoding, timeout))
+    return _response(await call.render(requests, encoding))
 
 
 def _response(images: list[GeneratedImage]) -> ImagesResponse:

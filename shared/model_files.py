@@ -60,6 +60,12 @@ def resolve_folder(config: ModelConfig) -> Path:
         raise ModelUnavailable(f"cannot get {config.name} from the hub: {error}") from error
 
 
+def model_id(config: ModelConfig) -> str:
+    """What requests call it: a bundled model's or a hub's name, or the last part of a folder's."""
+    is_folder = _local_folder(config) is not None or config.name.startswith((".", "/", "~"))
+    return Path(config.name).expanduser().resolve().name if is_folder else config.name
+
+
 def absolute(config: ModelConfig) -> ModelConfig:
     """`config` with local files by their absolute paths, for workers that run elsewhere."""
     adapters = {name: file.absolute() for name, file in config.adapters.items()}
@@ -118,7 +124,7 @@ def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:
     scale = 2 ** (len(_read_json(folder / "vae" / "config.json")["block_out_channels"]) - 1)
     patch_size = _denoiser_config(folder).get("patch_size", 1)
     return ModelProfile(
-        name=config.name if _local_folder(config) is None else folder.resolve().name,
+        name=model_id(config),
         fingerprint=fingerprint(folder),
         size_multiple=scale * patch_size,
         schedulers=schedulers,

@@ -24,6 +24,7 @@ class DeployedService:
         self._applications = f"{cluster.dashboard}/api/serve/applications/"
         self._file = folder / "serve.yaml"
         self._generator = generator
+        self.others: dict[str, dict[str, Any]] = {}  # deployments, by name
         self._serve = {
             # There is one machine in the tests, so nodes cannot have a proxy each.
             "proxy_location": "HeadOnly",
@@ -37,6 +38,9 @@ class DeployedService:
         _, generator = application["deployments"]
         del generator["ray_actor_options"], generator["autoscaling_config"]
         generator |= self._generator
+        application["deployments"] += [
+            {"name": name} | options for name, options in self.others.items()
+        ]
         self._file.write_text(yaml.safe_dump(self._serve | {"applications": [application]}))
         command = [BIN / "serve", "deploy", self._file, "-a", self._dashboard]
         subprocess.run(command, check=True, capture_output=True)
@@ -49,12 +53,22 @@ class DeployedService:
         application = self._wait(lambda application: application.get("status") == status)
         return str(application["message"])
 
-    def wait_for_generators(self, number: int) -> list[dict[str, Any]]:
+    def wait_for_generators(
+        self, number: int, deployment: str = "Generator"
+    ) -> list[dict[str, Any]]:
         """Until so many run, and no other is on its way; returns what Serve says of each."""
         running = ["RUNNING"] * number
-        return _generators(
-            self._wait(lambda found: [each["state"] for each in _generators(found)] == running)
-        )
+
+        def generators(application: dict[str, Any]) -> list[dict[str, Any]] | None:
+            found = application.get("deployments", {}).get(deployment, {})
+            replicas: list[dict[str, Any]] | None = found.get("replicas")
+            return replicas
+
+        def run(application: dict[str, Any]) -> bool:
+            replicas = generators(application)
+            return replicas is not None and [each["state"] for each in replicas] == running
+
+        return generators(self._wait(run)) or []
 
     def _wait(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Until it holds of what Serve says of the application; returns that."""
@@ -66,9 +80,3 @@ class DeployedService:
                 return application
             time.sleep(0.5)
         raise AssertionError(application)
-
-
-def _generators(application: dict[str, Any]) -> list[dict[str, Any]]:
-    deployments = application.get("deployments", {})
-    replicas: list[dict[str, Any]] = deployments.get("Generator", {}).get("replicas", [])
-    return replicas

@@ -76,10 +76,15 @@ class Breaking(InProcess):
 
 
 @contextmanager
-def http_server(rendering: Rendering, config: HttpConfig | None = None) -> Iterator[str]:
-    """Its address, as long as it runs."""
+def http_server(
+    rendering: InProcess, config: HttpConfig | None = None, *others: InProcess
+) -> Iterator[str]:
+    """Its address, as long as it runs; `rendering` is of the default model."""
+    models: dict[str, Rendering] = {
+        each.renderer.profile.name: each for each in (rendering, *others)
+    }
     port = free_port()
-    app = build_http_app(rendering, config or HttpConfig())
+    app = build_http_app(models, config or HttpConfig())
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
