@@ -65,33 +65,40 @@ def each_its_own() -> None:
         environment = os.environ | CPU_WORKER | threads
         return subprocess.Popen(command, env=environment, text=True, **pipes)
 
-    started = time.perf_counter()
     first = start()
     told(first)
-    print(f"a process each: started and loaded in {time.perf_counter() - started:.1f} s")
-    print(f"  one model {ask(first)}")
-    begin(first)
+    tell(first)
+    time.sleep(SECONDS)
+    tell(first)
+    print(f"a process each: one model {told(first)}")
+    tell(first)
+    started = time.perf_counter()
     second = start()
     told(second)
-    print(f"  while the other is loaded: {told(first)}")
-    begin(first)
-    begin(second)
+    took_s = time.perf_counter() - started
+    tell(first)
+    print(f"  while the other is started and loaded ({took_s:.1f} s): {told(first)}")
+    for _ in range(2):
+        tell(first)
+        tell(second)
+        time.sleep(SECONDS)
     print(f"  both at once: {told(first)} + {told(second)}", flush=True)
     for each in (first, second):
         each.communicate()
 
 
 async def one() -> None:
-    """Says when it is loaded, and how fast it renders as often as it is asked."""
+    """Says when it is loaded, and how fast it rendered between two lines that it is told."""
     renderer = loaded()
     print("loaded", flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
-        rate, slowest = await rendering(renderer)
+        end = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+        rate, slowest = await _until(renderer, end.done)
         print(f"{rate:.2f} pictures/s, the slowest {slowest:.1f} s, {memory():.0f} MB", flush=True)
     renderer.close()
 
 
-def begin(process: "subprocess.Popen[str]") -> None:
+def tell(process: "subprocess.Popen[str]") -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -100,11 +107,6 @@ def begin(process: "subprocess.Popen[str]") -> None:
 def told(process: "subprocess.Popen[str]") -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
-
-
-def ask(process: "subprocess.Popen[str]") -> str:
-    begin(process)
-    return told(process)
 
 
 def loaded() -> Renderer:

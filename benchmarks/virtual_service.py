@@ -1,22 +1,27 @@
 """The service in virtual time, by its own rules: nothing is rendered, a forward takes what is said.
 
 The engine's step scheduler, waiting line and measure of work, the autoscaling policies and Serve's
-delays are the real ones. Told here instead are how long forwards take, that a replica takes
-`start_s` to come, that they report every `REPORT_S`, and that a router takes the emptier of two.
+delays and intervals are the real ones. Told here instead are how long forwards take, that a replica
+takes `start_s` to come, and that a router takes the emptier of two.
 """
 
 import inspect
+import itertools
 import math
 import random
 import statistics
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
 import simpy
+from ray.serve._private.constants import (
+    RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR,
+    RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S,
+)
 from ray.serve.autoscaling_policy import _apply_delay_logic, _apply_scaling_factors
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
@@ -27,7 +32,8 @@ from shared.engine.step_scheduler import StepScheduler
 from shared.engine.step_times import StepTimes, Work
 from shared.engine.waiting_line import WaitingLine
 
-REPORT_S = 10.0
+# How often it is decided how many replicas there are to be.
+DECIDE_S = 2.0
 _ROWS = 2  # of a picture with guidance
 _ONGOING = "num_ongoing"
 
@@ -87,15 +93,17 @@ class ForwardTimes:
     def share_s(self, pixels: int, steps: int, config: EngineConfig) -> float:
         """As an engine knows it that has run for a while."""
         work = Work(pixels, _ROWS, steps)
-        return self._learned.share_s(work, config.max_in_flight, config.max_pixels_per_forward)
+        learned = _learned(self, pixels)
+        return learned.share_s(work, config.max_in_flight, config.max_pixels_per_forward)
 
-    @cached_property
-    def _learned(self) -> StepTimes:
-        times = StepTimes()
-        for rows, seconds in zip(self.rows, self.seconds, strict=True):
-            times.observe("denoise", self.pixels, round(rows), seconds)
-        times.observe("decode", self.pixels, 1, self.decode_s)
-        return times
+
+@cache
+def _learned(times: ForwardTimes, pixels: int) -> StepTimes:
+    learned = StepTimes()
+    for rows in map(round, times.rows):
+        learned.observe("denoise", pixels, rows, times.forward_s(rows, pixels))
+    learned.observe("decode", pixels, 1, times.decoding_s(pixels))
+    return learned
 
 
 @dataclass(eq=False)
@@ -133,6 +141,23 @@ class Job:
         return self.finished_at - self.submitted_at
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Samples since `begun`: their sums over time until the last one, and that."""
+
+    begun: float
+    last_at: float
+    sums: dict[str, float]
+    last: dict[str, float]
+
+    def means(self, now: float) -> dict[str, float]:
+        now = max(now, self.begun + 1e-3)
+        return {
+            name: (sum_ + self.last[name] * (now - self.last_at)) / (now - self.begun)
+            for name, sum_ in self.sums.items()
+        }
+
+
 class Replica:
     """One engine. `backlog_s` and its report are as those of DenoiseEngine and Generator."""
 
@@ -154,7 +179,8 @@ class Replica:
         self._joined = clock.event()
         self._work_s = 0.0
         self._workload = Workload(lambda: clock.now)
-        self._reports: deque[dict[str, float]] = deque()
+        self._samples: deque[tuple[float, dict[str, float]]] = deque()
+        self._told: _Told | None = None
         clock.process(self._run(start_s))
 
     @property
@@ -174,14 +200,27 @@ class Replica:
             self._joined.succeed()
         return self._endings[job]
 
-    def report(self, look_back_s: float) -> dict[str, float]:
-        """Means over the reports of that time, the present one among them."""
+    def record(self, look_back_s: float) -> None:
+        """How much there is to do now, kept for so long."""
         now = self._workload.report(work_s=self._work_s, backlog_s=self.backlog_s)
-        now[_ONGOING] = self.num_ongoing
-        self._reports.append(now)
-        while len(self._reports) > max(1, look_back_s / REPORT_S):
-            self._reports.popleft()
-        return {name: statistics.fmean(each[name] for each in self._reports) for name in now}
+        self._samples.append((self._clock.now, now | {_ONGOING: self.num_ongoing}))
+        while self._samples[0][0] < self._clock.now - look_back_s:
+            self._samples.popleft()
+
+    def tell(self) -> None:
+        """The controller, what was recorded."""
+        if not self._samples:
+            return
+        begun, (last_at, last) = self._samples[0][0], self._samples[-1]
+        sums = dict.fromkeys(last, 0.0)
+        for (at, sample), (until, _) in itertools.pairwise(self._samples):
+            for name, value in sample.items():
+                sums[name] += value * (until - at)
+        self._told = _Told(begun, last_at, sums, last)
+
+    def heard(self) -> dict[str, float]:
+        """What the controller makes of it: means over time, as if the last were so still."""
+        return self._told.means(self._clock.now) if self._told else {}
 
     def _run(self, start_s: float) -> Iterator[simpy.Event]:
         if not self.is_ready:
@@ -242,7 +281,7 @@ class VirtualService:
     """Replicas behind a router, and Serve's autoscaler where it is told how.
 
     `finished` are all that were, `num_refused` those that found no place, `replica_s` the seconds
-    of all replicas and `replicas` how many there were at each report.
+    of all replicas and `replicas` how many there were at each decision.
     """
 
     def __init__(
@@ -265,7 +304,7 @@ class VirtualService:
 
     @property
     def replica_s(self) -> float:
-        return REPORT_S * sum(self.replicas)
+        return DECIDE_S * sum(self.replicas)
 
     def ask(self, job: Job) -> Iterator[simpy.Event]:
         """A process: from its arrival to its picture."""
@@ -281,10 +320,19 @@ class VirtualService:
     def autoscale(self, config: AutoscalingConfig, policy: Policy) -> Iterator[simpy.Event]:
         """A process, without end."""
         state: dict[str, Any] = {}
-        while True:
-            yield self._clock.timeout(REPORT_S)
+        look_back_s = config.look_back_period_s
+        record_s = RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR * look_back_s
+        record_every = max(1, round(record_s / DECIDE_S))
+        tell_every = round(RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S / DECIDE_S)
+        for turn in itertools.count(1):
+            yield self._clock.timeout(DECIDE_S)
+            for replica in self._serving:
+                if turn % record_every == 0:
+                    replica.record(look_back_s)
+                if turn % tell_every == 0:
+                    replica.tell()
             num_ready = sum(replica.is_ready for replica in self._serving)
-            reports = [each.report(config.look_back_period_s) for each in self._serving]
+            reports = [replica.heard() for replica in self._serving]
             wanted, _ = policy(_context(config, num_ready, reports))
             wanted = _apply_scaling_factors(wanted, num_ready, config)
             target, state = _apply_delay_logic(
@@ -314,9 +362,10 @@ def _context(
         "config": config,
         "current_num_replicas": num_ready,
         "target_num_replicas": len(reports),
-        "total_num_requests": sum(report[_ONGOING] for report in reports),
+        "total_num_requests": sum(report.get(_ONGOING, 0.0) for report in reports),
         "aggregated_metrics": {
-            name: {i: report[name] for i, report in enumerate(reports)} for name in reports[0]
+            name: {i: report[name] for i, report in enumerate(reports) if report}
+            for name in next(filter(None, reports), {})
         },
     }
     return AutoscalingContext(**dict.fromkeys(fields, None) | known)

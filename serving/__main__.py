@@ -20,12 +20,12 @@ from serving.app import ServiceArgs, build_app
 from shared.arguments import add_adapter, add_byte_identical, add_compile, engine_config
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import absolute, describe_model
+from shared.model_files import absolute, describe_model, model_id
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    names = options.model or ["postcard"]
+    names = [*dict.fromkeys(options.model or ["postcard"])]  # each once
     first = absolute(ModelConfig(name=names[0], adapters=dict(options.adapter)))
     models = [first, *(absolute(ModelConfig(name=name)) for name in names[1:])]
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -47,6 +47,8 @@ def _find_problem(
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
         return f"Cannot serve on {options.host}, port {options.port}: {error}"
+    if len({*map(model_id, models)}) < len(models):
+        return "Two models have the same name: the last part of their folders' names has to differ"
     if address == "local":  # on a cluster the model need not be on this machine
         try:
             for model in models:
@@ -72,7 +74,7 @@ def _serve_until_stopped(
             model=first,
             other_models=tuple(others),
             engine=engine_config(options),
-            num_gpus=bool(ray.cluster_resources().get("GPU")) / len(models),
+            num_gpus=min(1, ray.cluster_resources().get("GPU", 0) / len(models)),
         )
         serve.run(build_app(args))
         if not args.http.token_hashes and not _is_loopback(options.host):

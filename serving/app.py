@@ -4,8 +4,10 @@ serve run serving.app:stable_diffusion_app            the bundled model, all def
 serve run serving.app:build_app model=/path/to/model  with arguments
 """
 
+import hashlib
 import os
 import re
+from collections import Counter
 from typing import Self
 
 import ray
@@ -55,8 +57,10 @@ class ServiceArgs(Settings):
 
     @model_validator(mode="after")
     def _have_names_of_their_own(self) -> Self:
-        if len({*map(_deployment, self.models)}) < len(self.models):
-            raise ValueError("other_models: two models have the same name")
+        names = Counter(map(model_id, self.models))
+        for name, number in names.items():
+            if number > 1:
+                raise ValueError(f"other_models: {number} models have the name {name!r}")
         return self
 
     @property
@@ -99,8 +103,11 @@ def _bound(args: ServiceArgs) -> Application:
 
 
 def _deployment(model: ModelConfig) -> str:
-    """Of a model beside the default one."""
-    return "Generator-" + re.sub(r"[^A-Za-z0-9]+", "-", model_id(model))
+    """Of a model beside the default one; two names that look alike in it stay two."""
+    name = model_id(model)
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name)
+    mark = "" if plain == name else "-" + hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"Generator-{plain}{mark}"
 
 
 def _num_cpus(args: ServiceArgs) -> float:

@@ -45,6 +45,4 @@ class ReplicasByWork:
         """Return a number of replicas, and no state."""
         reports = context.aggregated_metrics or {}
         backlog_s, demand = (sum(reports.get(name, {}).values()) for name in (_BACKLOG, _DEMAND))
-        if not context.current_num_replicas and context.total_num_requests:
-            return 1, {}  # nobody is there to report, and somebody asks
         return backlog_s / self._clear_within_s + demand, {}

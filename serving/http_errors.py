@@ -38,6 +38,10 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+UNKNOWN_MODEL_RESPONSE: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorBody, "description": "A model that is not served here"}
+}
+
 # Clients that retry by themselves would only have the same rendered again.
 _NO_RETRY = {"x-should-retry": "false"}
 

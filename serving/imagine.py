@@ -11,7 +11,7 @@ from pydantic import Field
 
 from serving import sse
 from serving.door import Call, ModelName, OpenDoor, Timeout, strictly
-from serving.http_errors import ERROR_RESPONSES
+from serving.http_errors import ERROR_RESPONSES, UNKNOWN_MODEL_RESPONSE
 from shared.errors import InvalidRequest
 from shared.request import (
     CanonicalRequest,
@@ -68,12 +68,17 @@ _FILE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": _FILE}, "description": "The picture."},
     **ERROR_RESPONSES,
+    **UNKNOWN_MODEL_RESPONSE,
 }
 _PICTURE_OR_SAME: dict[int | str, dict[str, Any]] = {
     304: {"description": "The picture that the caller has already."},
     **_PICTURE,
 }
-_EVENTS: dict[int | str, dict[str, Any]] = {**sse.RESPONSES, **ERROR_RESPONSES}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    **sse.RESPONSES,
+    **ERROR_RESPONSES,
+    **UNKNOWN_MODEL_RESPONSE,
+}
 
 
 @router.get("/imagine", response_class=Response, responses=_PICTURE_OR_SAME)

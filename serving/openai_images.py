@@ -20,7 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from serving import sse
 from serving.door import Call, ModelName, OpenDoor, Timeout, strictly
-from serving.http_errors import ERROR_RESPONSES, ErrorBody
+from serving.http_errors import ERROR_RESPONSES, UNKNOWN_MODEL_RESPONSE
 from shared.errors import InvalidRequest
 from shared.request import (
     MAX_SEED,
@@ -44,11 +44,12 @@ router = APIRouter(prefix="/v1")
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _FILES = {"image", "image[]", "mask"}
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "A model that is not served here"}
-}
 # As JSON, or with `stream` as events.
-_PICTURES: dict[int | str, dict[str, Any]] = {**sse.RESPONSES, **ERROR_RESPONSES, **_NOT_FOUND}
+_PICTURES: dict[int | str, dict[str, Any]] = {
+    **sse.RESPONSES,
+    **ERROR_RESPONSES,
+    **UNKNOWN_MODEL_RESPONSE,
+}
 
 _Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
 
@@ -193,7 +194,7 @@ async def models(door: OpenDoor) -> ModelList:
     return ModelList(data=[Model(id=name) for name in door.models])
 
 
-@router.get("/models/{model:path}", responses=ERROR_RESPONSES | _NOT_FOUND)
+@router.get("/models/{model:path}", responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
 async def model(model: str, door: OpenDoor) -> Model:
     door.rendering(model)
     return Model(id=model)

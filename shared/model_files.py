@@ -63,7 +63,7 @@ def resolve_folder(config: ModelConfig) -> Path:
 def model_id(config: ModelConfig) -> str:
     """What requests call it: a bundled model's or a hub's name, or the last part of a folder's."""
     is_folder = _local_folder(config) is not None or config.name.startswith((".", "/", "~"))
-    return Path(config.name).expanduser().resolve().name if is_folder else config.name
+    return Path(config.name).expanduser().absolute().name if is_folder else config.name
 
 
 def absolute(config: ModelConfig) -> ModelConfig:

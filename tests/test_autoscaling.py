@@ -42,14 +42,6 @@ def test_no_work_asks_for_nobody() -> None:
     assert ReplicasByWork()(context()) == (0, {})
 
 
-def test_where_nobody_is_one_comes_for_whoever_asks() -> None:
-    fields = inspect.signature(AutoscalingContext).parameters
-    nobody = dict.fromkeys(fields, None) | {"aggregated_metrics": {}, "current_num_replicas": 0}
-    for waiting, expected in {0: 0, 3: 1}.items():
-        there = AutoscalingContext(**nobody | {"total_num_requests": waiting})
-        assert ReplicasByWork()(there) == (expected, {})
-
-
 def test_what_comes_has_to_be_done_as_fast_as_it_comes() -> None:
     assert wanted((0, 0.4)) == 0.4
     assert wanted((0, 0.75), (0, 0.75)) == 1.5

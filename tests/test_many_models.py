@@ -14,7 +14,7 @@ from openai import OpenAI
 from PIL import Image
 from pydantic import ValidationError
 
-from serving.app import ServiceArgs
+from serving.app import ServiceArgs, _deployment
 from shared.config import EngineConfig, ModelConfig
 from shared.model_files import describe_model, model_id
 from shared.renderer import Renderer
@@ -85,8 +85,18 @@ def test_a_folder_has_its_last_part_for_a_name(small_folder: Path) -> None:
 
 
 def test_two_models_of_one_name_are_refused(small_folder: Path) -> None:
-    with pytest.raises(ValidationError, match="the same name"):
-        ServiceArgs(other_models=(ModelConfig(name="a/b"), ModelConfig(name="a-b")))
+    with pytest.raises(ValidationError, match="2 models have the name 'small'"):
+        ServiceArgs(
+            model=ModelConfig(name=str(small_folder)),
+            other_models=(ModelConfig(name="/elsewhere/small"),),
+        )
+    ServiceArgs(other_models=(ModelConfig(name="a/b"), ModelConfig(name="a-b")))
+
+
+def test_names_that_look_alike_are_deployments_of_their_own() -> None:
+    names = {_deployment(ModelConfig(name=name)) for name in ("a/b", "a-b", "ä/b", "ö/b", "sd1.5")}
+    assert len(names) == 5
+    assert {"Generator-a-b", "Generator-sd1.5"} < names
 
 
 @pytest.mark.cluster

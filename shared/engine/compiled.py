@@ -6,6 +6,7 @@ not fit (adapters, a size that the module treats in another way) goes through th
 """
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +25,8 @@ Forward = Callable[..., Any]
 class Compilable:
     """Calls a module's own forward, or what `compile` has made of it while no adapter is active.
 
-    On a CUDA device by `cuda_graphs`, if they are wanted, while no adapter is active.
+    On a CUDA device by `cuda_graphs`, if they are wanted, while no adapter is active. Whoever calls
+    it from another thread than made it gets the module's own: graphs are for one thread.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Compilable:
     ) -> None:
         self._module, self._own = module, module.forward
         self._is_adapted = is_adapted
+        self._thread = threading.get_ident()
         self._compiled: Forward | None = None
         self._cuda_graphs = cuda_graphs and device_type(module) == "cuda"
         self._started = self._graphed(self._own)
@@ -57,8 +60,19 @@ class Compilable:
         return [self._own] if self._compiled is None else [self._compiled, self._own]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = self._own if self._is_adapted() else self._started
+        is_plain = self._is_adapted() or threading.get_ident() != self._thread
+        forward = self._own if is_plain else self._started
         return forward(*args, **kwargs)
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter is active."""
+        return self._is_adapted()
+
+    @property
+    def is_graphed(self) -> bool:
+        """Whether a call would be a graph."""
+        return self._cuda_graphs and not self._is_adapted()
 
     def _graphed(self, forward: Forward) -> Forward:
         return CudaGraphs(forward) if self._cuda_graphs else forward

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -224,8 +224,9 @@ class DenoiseEngine:
     def find_row_rules(self, **pipeline_kwargs: Any) -> dict[str, RowRule]:
         """Search the row rules of this device by a small request, use them, and return them.
 
-        By module class. Every engine that is to give the same bytes has to search with the same
-        arguments, or not at all. Blocks until it is done.
+        By module class. On a CPU they are for all sizes, elsewhere for this one, and others are
+        searched when they come. Every engine that is to give the same bytes has to search with the
+        same arguments, or not at all. Blocks until it is done.
         """
         rules: dict[str, RowRule] = {}
 
@@ -371,7 +372,7 @@ class DenoiseEngine:
 
     def _main(self) -> None:
         try:
-            with torch.no_grad(), self._taken_over_pipeline():
+            with torch.no_grad(), self._current_device(), self._taken_over_pipeline():
                 while self._wait_for_work():
                     self._drop_the_unwanted()
                     self._admit()
@@ -379,6 +380,10 @@ class DenoiseEngine:
         except BaseException as error:
             logger.exception("the engine died")
             self._die(error)
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        device = self._pipeline.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _taken_over_pipeline(self) -> ExitStack:
         return take_over(
@@ -449,9 +454,7 @@ class DenoiseEngine:
         calls = self._step_scheduler.next_calls(now)
         if not calls:
             return
-        first, rows = calls[0], sum(call.step.rows for call in calls)
-        with self._timer.timing(_Forward(first.kind, first.pixels_per_row, rows)):
-            outputs = self._forward(calls)
+        outputs = self._forward(calls)
         self._count_forward(calls)
         self._learn_times()
         for call, output in zip(calls, outputs, strict=True):
@@ -466,14 +469,16 @@ class DenoiseEngine:
 
     def _forward(self, calls: list[_Parked]) -> list[Any]:
         """Each call's output, or its exception."""
-        first = calls[0]
+        first, rows = calls[0], sum(call.step.rows for call in calls)
         try:
             self._activate(first)
+            self._forwards.prepare(first.step)
         except torch.AcceleratorError:
             raise
         except Exception as error:
             return [error] * len(calls)
-        outputs = self._forwards.run([call.step for call in calls])
+        with self._timer.timing(_Forward(first.kind, first.pixels_per_row, rows)):
+            outputs = self._forwards.run([call.step for call in calls])
         if first.kind in self._forwards.max_latents:
             limit = self._forwards.max_latents[first.kind] * self._pixels_per_latent
             self._step_scheduler.lower_limit(first.kind, limit)

@@ -8,7 +8,7 @@ import torch
 from shared.config import Compiler, EngineConfig
 from shared.engine import step_batch
 from shared.engine.compiled import Compilable
-from shared.engine.cuda_graphs import GRAPHED_ROWS
+from shared.engine.cuda_graphs import GRAPHED_ROWS, forget_graphs
 from shared.engine.layers import device_type
 from shared.engine.row_invariance import COUNTS, default_rule, find_rule
 from shared.engine.row_rule import RowRule
@@ -23,7 +23,10 @@ class Forwards:
 
     def __init__(self, config: EngineConfig, pixels_per_latent: int) -> None:
         self._config = config
-        self._latents_at_once = config.max_pixels_per_forward // pixels_per_latent
+        self._latents_at_once = {
+            "denoise": config.max_pixels_per_forward // pixels_per_latent,
+            "decode": config.max_pixels_per_decode // pixels_per_latent,
+        }
         self._found_rules: dict[Hashable, RowRule] = {}
         self._default_rules: dict[tuple[int, int], RowRule] = {}  # by module and size
         # Latents of a forward, by kind, where memory ran out.
@@ -68,9 +71,13 @@ class Forwards:
         if isinstance(method, Compilable):  # a decode is not
             method.compile(compiler, step_batch.copies(call, _COMPILED_ROWS))
 
+    def prepare(self, call: StepCall) -> None:
+        """Search the rule of calls such as this where that takes long: before one is timed."""
+        self._rule_of(call)
+
     def find_rule(self, call: StepCall) -> RowRule:
         """Search the rule of calls such as this on their device, and keep to it from now on."""
-        most = self._rows_that_fit(call) or self._latents_at_once // call.latents_per_row
+        most = self._latents_at_once[call.kind] // call.latents_per_row
         counts = [count for count in COUNTS if count <= max(2, most)]
         rule = self._found_rules[_scope(call)] = find_rule(call, counts)
         return rule
@@ -79,13 +86,13 @@ class Forwards:
         """Decodes are under the rule if several pictures may share one, else of their own size."""
         if not call.rows or (call.kind == "decode" and not self._config.max_pixels_per_decode):
             return RowRule()
-        device = device_type(call.call.module)
+        method = call.call.method
         if not self._config.byte_identical:
-            is_graphed = self._config.cuda_graphs and device == "cuda" and call.kind == "denoise"
+            is_graphed = isinstance(method, Compilable) and method.is_graphed
             return GRAPHED_ROWS if is_graphed else RowRule()
         if (found := self._found_rules.get(_scope(call))) is not None:
             return found
-        if device != "cpu":
+        if device_type(call.call.module) != "cpu":
             return self.find_rule(call)
         key = id(call.call.module), call.latents_per_row
         if key not in self._default_rules:
@@ -104,9 +111,11 @@ class Forwards:
 
 
 def _scope(call: StepCall) -> Hashable:
-    """What a rule that was found holds for: on a CPU for all sizes, elsewhere for this one."""
-    module = call.call.module
-    return id(module) if device_type(module) == "cpu" else (id(module), call.latents_per_row)
+    """What a rule that was found holds for: on a CPU for all sizes, elsewhere for such calls."""
+    module, method = call.call.module, call.call.method
+    if device_type(module) == "cpu":
+        return id(module)
+    return call.key, isinstance(method, Compilable) and method.is_adapted
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -116,5 +125,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _free_memory() -> None:
+    forget_graphs()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()

@@ -47,8 +47,8 @@ def device_type(module: nn.Module) -> str:
 
 def multiplies_by_row(module: nn.Module) -> bool:
     """Whether its matrix products are, in layers as they are here: in bfloat16 on a CPU."""
-    weight = next(module.parameters(), None)
-    return device_type(module) == "cpu" and weight is not None and weight.dtype == torch.bfloat16
+    weight = next(module.parameters(), torch.empty(0))
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
 
 
 @contextmanager

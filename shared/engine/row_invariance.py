@@ -52,11 +52,17 @@ def find_rule(call: StepCall, counts: Iterable[int] = COUNTS) -> RowRule:
 
     Row counts that give a row the same bits in every place form a group; of all groups the one
     that can make up any number of rows with the least work is the rule. It depends on bits
-    alone, and not on timing: two engines on equal machines find the same.
+    alone, and not on timing: two engines on equal machines find the same. Numbers of rows that do
+    not fit into memory are left out; raises what even the first does.
     """
     groups: dict[bytes, list[int]] = {}
     for count in counts:
-        lines = _lines_of(call, count)
+        try:
+            lines = _lines_of(call, count)
+        except torch.OutOfMemoryError:
+            if not groups:
+                raise
+            break
         if all(line == lines[0] for line in lines):
             groups.setdefault(lines[0], []).append(count)
     rules = [RowRule(tuple(sorted(group))) for group in groups.values()]
