@@ -25,7 +25,7 @@ class DeployedService:
         self._file = folder / "serve.yaml"
         self._generator = generator
         self.others: dict[str, dict[str, Any]] = {}  # deployments, by name
-        self._serve = {
+        self.serve: dict[str, Any] = {  # the top of the Serve config
             # There is one machine in the tests, so nodes cannot have a proxy each.
             "proxy_location": "HeadOnly",
             "http_options": {"host": "127.0.0.1", "port": port},
@@ -41,7 +41,7 @@ class DeployedService:
         application["deployments"] += [
             {"name": name} | options for name, options in self.others.items()
         ]
-        self._file.write_text(yaml.safe_dump(self._serve | {"applications": [application]}))
+        self._file.write_text(yaml.safe_dump(self.serve | {"applications": [application]}))
         command = [BIN / "serve", "deploy", self._file, "-a", self._dashboard]
         subprocess.run(command, check=True, capture_output=True)
 

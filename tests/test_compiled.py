@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import threading
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -91,6 +92,30 @@ def test_other_arguments_and_active_adapters_go_through_the_module(
         assert torch.equal(
             module(sample=sample, scale=2.0)[0], Wave.forward(module, sample, 2.0)[0]
         )
+
+
+class Counting(Wave):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        self.num_calls += 1
+        return super().forward(sample, scale)
+
+
+def test_other_threads_call_the_modules_own() -> None:
+    module, sample = Counting(), torch.randn(2, 4, 8, 8)
+    with torch.no_grad(), compilable(module, lambda: False):
+        compile_(module, "openvino")
+        module(sample=sample, scale=2.0)
+        before = module.num_calls
+        module(sample=sample, scale=2.0)
+        assert module.num_calls == before
+        other = threading.Thread(target=lambda: module(sample=sample, scale=2.0))
+        other.start()
+        other.join()
+        assert module.num_calls == before + 1
 
 
 def test_what_depends_on_a_size_is_not_converted() -> None:

@@ -1,10 +1,14 @@
 """service.yaml as `serve deploy` brings it, and changes it while people ask."""
 
+import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -73,3 +77,35 @@ def test_a_new_configuration_drops_nothing(service: DeployedService) -> None:
     too_long = REQUEST | {"num_inference_steps": 78}
     refused = requests.post(f"{service.url}/imagine", json=too_long, timeout=60)
     assert "77" in refused.json()["error"]["message"]
+
+
+def test_a_trace_goes_from_the_ingress_to_the_generator(
+    cluster: Cluster, service: DeployedService
+) -> None:
+    service.serve["tracing_config"] = {"enabled": True, "sampling_ratio": 1.0}
+    service.deploy(max_queued_requests=77)  # else its replicas stay as they are
+    service.wait_until("DEPLOYING")
+    service.wait_until("RUNNING")
+    assert requests.post(f"{service.url}/imagine", json=REQUEST, timeout=60).status_code == 200
+    traces = defaultdict(list)
+    for span in spans(cluster.logs / "serve" / "spans"):
+        traces[span["context"]["trace_id"]].append(span)
+    service.serve["tracing_config"] = {"enabled": False}
+    service.deploy()
+    names = [{span["name"] for span in trace} for trace in traces.values()]
+    expected = {
+        "POST /imagine",
+        "route_to_replica Generator generate",
+        "replica_handle_request Generator generate",
+    }
+    assert any(expected <= each for each in names), names
+
+
+def spans(folder: Path) -> Iterator[dict[str, Any]]:
+    """As Ray's own exporter writes them: one JSON object after another."""
+    for file in folder.iterdir():
+        text = file.read_text().strip()
+        while text:
+            span, end = json.JSONDecoder().raw_decode(text)
+            yield span
+            text = text[end:].strip()

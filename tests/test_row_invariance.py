@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -51,6 +52,28 @@ def test_the_largest_useful_group_is_the_rule() -> None:
     module = Sensitive(offsets, depends_on_place={5, 6})
     expected = tuple(n for n in COUNTS if 4 <= n <= 20 and n not in (5, 6))
     assert find_rule(described(module)) == RowRule(expected)
+
+
+class Large(Sensitive):
+    """More than some rows of it do not fit into memory."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__({}, set())
+        self._most = most
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
+        if len(sample) > self._most:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(sample, timestep)
+
+
+Large.__name__ = Sensitive.__name__
+
+
+def test_what_does_not_fit_into_memory_is_no_part_of_the_rule() -> None:
+    assert find_rule(described(Large(most=8))) == RowRule(tuple(range(1, 9)))
+    with pytest.raises(torch.OutOfMemoryError):
+        find_rule(described(Large(most=0)))
 
 
 def test_where_nothing_agrees_one_count_is_the_rule() -> None:
