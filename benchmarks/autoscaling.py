@@ -8,7 +8,6 @@ ones come in waves that do not keep step; either kind alone keeps up to four rep
 """
 
 import argparse
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 import simpy
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingConfig
-from virtual_service import ForwardTimes, Job, Policy, VirtualService
+from virtual_service import ForwardTimes, Job, Policy, VirtualService, wave
 from workloads import quantile
 
 from serving.autoscaling import ReplicasByWork
@@ -89,7 +88,7 @@ def simulate(times: ForwardTimes, name: str, setting: int, kinds: Sequence[str])
     service = VirtualService(clock, times)
     clock.process(service.autoscale(config, policy))
     for kind in kinds:
-        clock.process(arrivals(clock, service, times, kind))
+        clock.process(arrivals(service, times, kind))
     clock.run(until=HOURS * 3600)
     num_finished = len(service.finished)
     return Found(
@@ -101,18 +100,15 @@ def simulate(times: ForwardTimes, name: str, setting: int, kinds: Sequence[str])
     )
 
 
-def arrivals(
-    clock: simpy.Environment, service: VirtualService, times: ForwardTimes, kind: str
-) -> Iterator[simpy.Event]:
-    """A process: at random moments, at a rate that rises and falls."""
+def arrivals(service: VirtualService, times: ForwardTimes, kind: str) -> Iterator[simpy.Event]:
+    """A process: at a rate that rises and falls."""
     side, steps = KINDS[kind]
-    chance = random.Random(kind)
-    peak = PEAK / times.share_s(side**2, steps, EngineConfig())
-    while True:
-        yield clock.timeout(chance.expovariate(peak))
-        wave = (1 - math.cos(2 * math.pi * clock.now / 3600 / PERIODS[kind])) / 2
-        if chance.random() < wave:
-            clock.process(service.ask(Job(side**2, steps)))
+    return service.arrivals(
+        lambda: Job(side**2, steps),
+        PEAK / times.share_s(side**2, steps, EngineConfig()),
+        lambda now: wave(now, 3600 * PERIODS[kind]),
+        random.Random(kind),
+    )
 
 
 def p95_s(service: VirtualService, kind: str) -> float:

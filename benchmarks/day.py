@@ -8,17 +8,16 @@ engine takes on this machine. A thousand replicas take it 17 minutes.
 """
 
 import argparse
-import math
 import random
 import resource
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import simpy
 from autoscaling import measured_times
 from ray.serve.config import AutoscalingConfig
-from virtual_service import DECIDE_S, Job, VirtualService
+from virtual_service import DECIDE_S, Job, VirtualService, wave
 from workloads import quantile
 
 from serving.autoscaling import ReplicasByWork
@@ -39,7 +38,8 @@ def main() -> None:
     service = VirtualService(clock, times)
     config = AutoscalingConfig(min_replicas=1, max_replicas=options.max_replicas)
     clock.process(service.autoscale(config, ReplicasByWork(options.clear_within_s)))
-    clock.process(arrivals(clock, service, work_s, options))
+    jobs = partial(Job, options.side**2, options.steps)
+    clock.process(service.arrivals(jobs, options.peak / work_s, load, random.Random(0)))
     begun = time.perf_counter()
     for hour in range(1, options.hours + 1):
         clock.run(until=hour * HOUR)
@@ -52,21 +52,9 @@ def main() -> None:
         plot(service, options)
 
 
-def load(now: float, options: argparse.Namespace) -> float:
-    """Of how many replicas that never wait the work would be that comes now."""
-    wave = (1 - math.cos(2 * math.pi * now / HOUR / 24)) / 2
-    return float(options.peak * (NIGHT + (1 - NIGHT) * wave))
-
-
-def arrivals(
-    clock: simpy.Environment, service: VirtualService, work_s: float, options: argparse.Namespace
-) -> Iterator[simpy.Event]:
-    """A process: at random moments."""
-    chance = random.Random(0)
-    while True:
-        yield clock.timeout(chance.expovariate(options.peak / work_s))
-        if chance.random() < load(clock.now, options) / options.peak:
-            clock.process(service.ask(Job(options.side**2, options.steps)))
+def load(now: float) -> float:
+    """What share of the peak's work comes now."""
+    return NIGHT + (1 - NIGHT) * wave(now, 24 * HOUR)
 
 
 def report(service: VirtualService, work_s: float, took_s: float) -> None:
@@ -89,9 +77,8 @@ def plot(service: VirtualService, options: argparse.Namespace) -> None:
     hours = [DECIDE_S * turn / HOUR for turn in range(1, len(service.replicas) + 1)]
     figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
     axes.plot(hours, service.replicas, color="#b5451b", label="replicas")
-    axes.plot(
-        hours, [load(HOUR * each, options) for each in hours], "k--", lw=1, label="work that comes"
-    )
+    work = [options.peak * load(HOUR * each) for each in hours]
+    axes.plot(hours, work, "k--", lw=1, label="work that comes")
     axes.set_xlabel("hour of the day")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -317,6 +317,19 @@ class VirtualService:
         yield min(some, key=self._fullness).submit(job)
         self.finished.append(job)
 
+    def arrivals(
+        self,
+        new_job: Callable[[], Job],
+        peak_per_s: float,
+        share: Callable[[float], float],
+        chance: random.Random,
+    ) -> Iterator[simpy.Event]:
+        """A process: who asks at random moments, at that `share` of the peak at each time."""
+        while True:
+            yield self._clock.timeout(chance.expovariate(peak_per_s))
+            if chance.random() < share(self._clock.now):
+                self._clock.process(self.ask(new_job()))
+
     def autoscale(self, config: AutoscalingConfig, policy: Policy) -> Iterator[simpy.Event]:
         """A process, without end."""
         state: dict[str, Any] = {}
@@ -352,6 +365,11 @@ class VirtualService:
 
     def _replica(self, start_s: float) -> Replica:
         return Replica(self._clock, self._times, self._engine, start_s)
+
+
+def wave(now: float, period_s: float) -> float:
+    """From 0 at the beginning to 1 in the middle of each period."""
+    return (1 - math.cos(2 * math.pi * now / period_s)) / 2
 
 
 def _context(

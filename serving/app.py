@@ -42,9 +42,9 @@ class ServiceArgs(Settings):
 
     `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
     CPU of a node (its part of them, with other models), since that is the number of threads that
-    torch gets. `max_queued_requests` may
-    wait in an ingress for a generator with room; the queue proper is the engine's (`max_queued`).
-    `http.token_hashes` are by default those of the tokens in API_TOKEN and API_TOKEN_FILE.
+    torch gets. `max_queued_requests` may wait in an ingress for a generator with room; the queue
+    proper is the engine's (`max_queued`). `http.token_hashes` are by default those of the tokens in
+    API_TOKEN and API_TOKEN_FILE.
     """
 
     model: ModelConfig = ModelConfig()

@@ -36,8 +36,7 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
     for status in (400, 401, 413, 429, 500, 503, 504)
 }
-
-
+# And those that take a model, with this.
 UNKNOWN_MODEL_RESPONSE: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "A model that is not served here"}
 }

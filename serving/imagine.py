@@ -74,11 +74,6 @@ _PICTURE_OR_SAME: dict[int | str, dict[str, Any]] = {
     304: {"description": "The picture that the caller has already."},
     **_PICTURE,
 }
-_EVENTS: dict[int | str, dict[str, Any]] = {
-    **sse.RESPONSES,
-    **ERROR_RESPONSES,
-    **UNKNOWN_MODEL_RESPONSE,
-}
 
 
 @router.get("/imagine", response_class=Response, responses=_PICTURE_OR_SAME)
@@ -110,7 +105,7 @@ async def imagine(body: ImageBody, door: OpenDoor, timeout: Timeout = None) -> R
     return await _imagine(request, call, {})
 
 
-@router.get("/imagine/events", response_class=Response, responses=_EVENTS)
+@router.get("/imagine/events", response_class=Response, responses=sse.RESPONSES)
 async def follow_by_query(
     http: Request,
     query: Annotated[ImagineQuery, Query()],
@@ -124,7 +119,7 @@ async def follow_by_query(
         raise query.as_asked(error) from None
 
 
-@router.post("/imagine/events", response_class=Response, responses=_EVENTS)
+@router.post("/imagine/events", response_class=Response, responses=sse.RESPONSES)
 async def follow(
     http: Request, body: ImageBody, door: OpenDoor, timeout: Timeout = None
 ) -> Response:

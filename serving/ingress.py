@@ -33,8 +33,9 @@ class Ingress:
         models: Sequence[ModelConfig],
         http: HttpConfig,
     ) -> None:
-        """By name, the default first. `models` as well: their profiles are kept, and a changed one
-        renews the ingress too.
+        """Generators by their models' names, the default first.
+
+        `models` are here because their profiles are kept: a changed one renews the ingress too.
         """
         log_with_serve()
         self._generators = generators

@@ -44,12 +44,6 @@ router = APIRouter(prefix="/v1")
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _FILES = {"image", "image[]", "mask"}
-# As JSON, or with `stream` as events.
-_PICTURES: dict[int | str, dict[str, Any]] = {
-    **sse.RESPONSES,
-    **ERROR_RESPONSES,
-    **UNKNOWN_MODEL_RESPONSE,
-}
 
 _Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
 
@@ -148,7 +142,7 @@ def _edit_schema() -> dict[str, Any]:
     return schema
 
 
-@router.post("/images/generations", response_model=ImagesResponse, responses=_PICTURES)
+@router.post("/images/generations", response_model=ImagesResponse, responses=sse.RESPONSES)
 async def generate(
     http: Request, body: GenerationBody, door: OpenDoor, timeout: Timeout = None
 ) -> ImagesResponse | StreamingResponse:
@@ -164,7 +158,7 @@ async def generate(
 @router.post(
     "/images/edits",
     response_model=ImagesResponse,
-    responses=_PICTURES,
+    responses=sse.RESPONSES,
     openapi_extra={
         "requestBody": {
             "required": True,

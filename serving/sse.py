@@ -8,7 +8,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
-from serving.http_errors import answer_to
+from serving.http_errors import ERROR_RESPONSES, UNKNOWN_MODEL_RESPONSE, answer_to
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -20,9 +20,11 @@ _EVENT = {
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
 }
-# For the OpenAPI document.
+# For the OpenAPI document: events, or why there will be none.
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {MEDIA_TYPE: {"itemSchema": _EVENT}}, "description": "Events as they come."}
+    200: {"content": {MEDIA_TYPE: {"itemSchema": _EVENT}}, "description": "Events as they come."},
+    **ERROR_RESPONSES,
+    **UNKNOWN_MODEL_RESPONSE,
 }
 
 # Says nothing, and keeps the connection from being taken for dead.

@@ -1,12 +1,9 @@
 """service.yaml as `serve deploy` brings it, and changes it while people ask."""
 
 import json
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +29,11 @@ def service(
     service.delete()
 
 
-@contextmanager
-def callers(service: DeployedService) -> Iterator[list[requests.Response]]:
-    """Two who ask again and again; their answers are there at the end."""
-    answers: list[requests.Response] = []
-    enough = threading.Event()
-
-    def keep_asking() -> None:
-        while not enough.wait(0.1):
-            answers.append(requests.post(f"{service.url}/imagine", json=REQUEST, timeout=120))
-
-    with ThreadPoolExecutor(2) as threads:
-        asking = [threads.submit(keep_asking) for _ in range(2)]
-        try:
-            yield answers
-        finally:
-            enough.set()
-    for each in asking:
-        each.result()
-
-
 def test_a_bad_configuration_leaves_the_old_one_serving_and_says_why(
     service: DeployedService,
 ) -> None:
     expected = requests.post(f"{service.url}/imagine", json=REQUEST, timeout=60).content
-    with callers(service) as answers:
+    with service.callers(REQUEST) as answers:
         service.deploy(model="/no/such/model")
         reason = service.wait_until("DEPLOY_FAILED")
         time.sleep(5)
@@ -67,7 +44,7 @@ def test_a_bad_configuration_leaves_the_old_one_serving_and_says_why(
 
 def test_a_new_configuration_drops_nothing(service: DeployedService) -> None:
     expected = requests.post(f"{service.url}/imagine", json=REQUEST, timeout=60).content
-    with callers(service) as answers:
+    with service.callers(REQUEST) as answers:
         service.deploy(model={"name": "postcard", "limits": {"max_num_inference_steps": 77}})
         service.wait_until("DEPLOYING")
         service.wait_until("RUNNING")

@@ -1,10 +1,8 @@
 """Several checkpoints in one service: which one renders, and that each comes and goes by itself."""
 
 import io
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -111,22 +109,12 @@ def test_a_model_is_loaded_when_it_is_asked_for_and_goes_when_it_is_not(
     try:
         service.wait_for_generators(1)
         assert service.wait_for_generators(0, "Generator-small") == []
-        statuses, enough = [], threading.Event()
-
-        def keep_asking() -> None:
-            while not enough.wait(0.1):
-                answer = requests.post(f"{service.url}/imagine", json=REQUEST, timeout=120)
-                statuses.append(answer.status_code)
-
-        with ThreadPoolExecutor(1) as threads:
-            asking = threads.submit(keep_asking)
+        with service.callers(REQUEST) as answers:
             answer = requests.post(
                 f"{service.url}/imagine", json=REQUEST | {"model": "small"}, timeout=120
             )
-            enough.set()
-            asking.result()
         assert (answer.status_code, answer.headers["X-Model"]) == (200, "small")
-        assert set(statuses) == {200}
+        assert {each.status_code for each in answers} == {200}
         (small,) = service.wait_for_generators(1, "Generator-small")
         service.wait_for_generators(0, "Generator-small")
         _wait_until_gone(small["pid"])

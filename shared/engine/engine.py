@@ -472,13 +472,13 @@ class DenoiseEngine:
         first, rows = calls[0], sum(call.step.rows for call in calls)
         try:
             self._activate(first)
-            self._forwards.prepare(first.step)
+            rule = self._forwards.rule_of(first.step)  # not timed: it may be searched
         except torch.AcceleratorError:
             raise
         except Exception as error:
             return [error] * len(calls)
         with self._timer.timing(_Forward(first.kind, first.pixels_per_row, rows)):
-            outputs = self._forwards.run([call.step for call in calls])
+            outputs = self._forwards.run([call.step for call in calls], rule)
         if first.kind in self._forwards.max_latents:
             limit = self._forwards.max_latents[first.kind] * self._pixels_per_latent
             self._step_scheduler.lower_limit(first.kind, limit)

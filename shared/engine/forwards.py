@@ -35,21 +35,24 @@ class Forwards:
         self.num_padding_rows = 0
         self.num_bisections = 0
 
-    def run(self, calls: Sequence[StepCall]) -> list[Any]:
+    def run(self, calls: Sequence[StepCall], rule: RowRule) -> list[Any]:
         """Each call's output, or the exception that its own rows raise when run alone.
 
-        Raises only torch.AcceleratorError: the device is lost, and with it whatever was on it.
+        `rule` is that of these calls. Raises only torch.AcceleratorError: the device is lost, and
+        with it whatever was on it.
         """
         max_rows = self._rows_that_fit(calls[0])
         rows = sum(call.rows for call in calls)
         try:
-            outputs = step_batch.forward(calls, self._rule_of(calls[0]), max_rows)
+            outputs = step_batch.forward(calls, rule, max_rows)
         except torch.AcceleratorError:
             raise
         except Exception as error:
             failure = error
         else:
-            self._count(calls[0], rows, max_rows)
+            if calls[0].kind == "denoise" and rows:
+                self.num_rows += rows
+                self.num_padding_rows += sum(rule.chunks(rows, max_rows)) - rows
             return outputs
         if _is_out_of_memory(failure):
             failure = failure.with_traceback(None)  # its frames hold tensors
@@ -58,22 +61,18 @@ class Forwards:
             if tried > 1:
                 self.max_latents[calls[0].kind] = tried // 2 * calls[0].latents_per_row
                 self.num_bisections += 1
-                return self.run(calls)
+                return self.run(calls, rule)
         if len(calls) == 1:
             return [failure]
         self.num_bisections += 1
         half = len(calls) // 2
-        return [*self.run(calls[:half]), *self.run(calls[half:])]
+        return [*self.run(calls[:half], rule), *self.run(calls[half:], rule)]
 
     def compile(self, compiler: Compiler, call: StepCall) -> None:
         """Compile the call's module; what it raises is the compiler's."""
         method = call.call.method
         if isinstance(method, Compilable):  # a decode is not
             method.compile(compiler, step_batch.copies(call, _COMPILED_ROWS))
-
-    def prepare(self, call: StepCall) -> None:
-        """Search the rule of calls such as this where that takes long: before one is timed."""
-        self._rule_of(call)
 
     def find_rule(self, call: StepCall) -> RowRule:
         """Search the rule of calls such as this on their device, and keep to it from now on."""
@@ -82,8 +81,11 @@ class Forwards:
         rule = self._found_rules[_scope(call)] = find_rule(call, counts)
         return rule
 
-    def _rule_of(self, call: StepCall) -> RowRule:
-        """Decodes are under the rule if several pictures may share one, else of their own size."""
+    def rule_of(self, call: StepCall) -> RowRule:
+        """The rule of calls such as this; may search it, which can take many seconds.
+
+        Decodes are under one if several pictures may share a decode, else of their own size.
+        """
         if not call.rows or (call.kind == "decode" and not self._config.max_pixels_per_decode):
             return RowRule()
         method = call.call.method
@@ -103,11 +105,6 @@ class Forwards:
         """How many rows a forward may hold since one ran out of memory; None if none did."""
         limit = self.max_latents.get(call.kind)
         return None if limit is None or not call.rows else max(1, limit // call.latents_per_row)
-
-    def _count(self, first: StepCall, rows: int, max_rows: int | None) -> None:
-        if first.kind == "denoise" and rows:
-            self.num_rows += rows
-            self.num_padding_rows += sum(self._rule_of(first).chunks(rows, max_rows)) - rows
 
 
 def _scope(call: StepCall) -> Hashable:
