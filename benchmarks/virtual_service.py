@@ -1,8 +1,8 @@
 """The service in virtual time, by its own rules: nothing is rendered, a forward takes what is said.
 
 The engine's step scheduler, waiting line and measure of work, the autoscaling policies and Serve's
-delays and intervals are the real ones. Told here instead are how long forwards take, that a replica
-takes `start_s` to come, and that a router takes the emptier of two.
+delays and intervals are the real ones, and requests go where the router would have them go. Told
+here are how long forwards take, and that a replica takes `start_s` to come.
 """
 
 import inspect
@@ -26,6 +26,7 @@ from ray.serve.autoscaling_policy import _apply_delay_logic, _apply_scaling_fact
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serving.autoscaling import Workload
+from serving.routing import burden
 from shared.config import EngineConfig
 from shared.engine import EngineCounters
 from shared.engine.step_scheduler import StepScheduler
@@ -137,8 +138,24 @@ class Job:
         return _ROWS * self.size
 
     @property
+    def pixel_steps(self) -> int:
+        return self.size * self.num_steps
+
+    @property
     def latency_s(self) -> float:
         return self.finished_at - self.submitted_at
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A request goes to the replica whose requests' burdens have the least sum, of all of them or
+    of as many as are compared."""
+
+    burden: Callable[[Job], int]
+    most_compared: int | None = None
+
+
+BY_BURDEN = Routing(lambda job: burden(job.pixel_steps))
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,7 @@ class Replica:
     ) -> None:
         self.is_ready = not start_s
         self.num_ongoing = 0
+        self.burden = 0
         self.backlog_s = 0.0
         self._clock, self._times, self._config = clock, times, config
         self._line = WaitingLine[Job](
@@ -292,13 +310,13 @@ class VirtualService:
         *,
         num_replicas: int = 1,
         start_s: float = 30.0,
-        fullness: Callable[[Replica], float] = lambda replica: replica.num_ongoing,
+        routing: Routing = BY_BURDEN,
     ) -> None:
         self.finished: list[Job] = []
         self.num_refused = 0
         self.replicas: list[int] = []
         self._clock, self._times, self._engine = clock, times, engine or EngineConfig()
-        self._start_s, self._fullness, self._chance = start_s, fullness, random.Random(0)
+        self._start_s, self._routing, self._chance = start_s, routing, random.Random(0)
         self._serving = [self._replica(0.0) for _ in range(num_replicas)]
         self._leaving: list[Replica] = []
 
@@ -309,12 +327,16 @@ class VirtualService:
     def ask(self, job: Job) -> Iterator[simpy.Event]:
         """A process: from its arrival to its picture."""
         some = [replica for replica in self._serving if replica.is_ready]
-        some = self._chance.sample(some, min(2, len(some)))
+        if most := self._routing.most_compared:
+            some = self._chance.sample(some, min(most, len(some)))
         some = [replica for replica in some if not replica.is_full]
         if not some:
             self.num_refused += 1
             return
-        yield min(some, key=self._fullness).submit(job)
+        chosen, by = min(some, key=lambda each: each.burden), self._routing.burden(job)
+        chosen.burden += by
+        yield chosen.submit(job)
+        chosen.burden -= by
         self.finished.append(job)
 
     def arrivals(

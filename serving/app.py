@@ -13,12 +13,14 @@ from typing import Self
 import ray
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
 from serving.auth import token_hash, tokens_from_environment
 from serving.door import HttpConfig
 from serving.generator import Generator
 from serving.ingress import Ingress
 from serving.preflight import check_model
+from serving.routing import LeastBurdenRouter
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_workers import CPU_WORKER
 from shared.model_files import model_id
@@ -82,12 +84,17 @@ def build_app(args: ServiceArgs) -> Application:
 def _bound(args: ServiceArgs) -> Application:
     # A replica that is to go finishes what it has: nothing there takes longer than this.
     patience = {"graceful_shutdown_timeout_s": args.http.timeout_s}
+    max_renderings = args.engine.max_in_flight + args.engine.max_queued
     generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
         **patience,
         # More than the engine takes: it knows best whom to refuse, and is still to be asked how
         # it is when it is full.
-        max_ongoing_requests=args.engine.max_in_flight + args.engine.max_queued + _SPARE,
+        max_ongoing_requests=max_renderings + _SPARE,
         max_queued_requests=args.max_queued_requests,
+        request_router_config=RequestRouterConfig(
+            request_router_class=LeastBurdenRouter,
+            request_router_kwargs={"max_renderings": max_renderings},
+        ),
         ray_actor_options={
             "num_cpus": _num_cpus(args),
             "num_gpus": args.num_gpus,
