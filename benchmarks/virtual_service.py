@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any, Self
 
 import numpy as np
@@ -333,7 +334,7 @@ class VirtualService:
         if not some:
             self.num_refused += 1
             return
-        chosen, by = min(some, key=lambda each: each.burden), self._routing.burden(job)
+        chosen, by = min(some, key=attrgetter("burden")), self._routing.burden(job)
         chosen.burden += by
         yield chosen.submit(job)
         chosen.burden -= by

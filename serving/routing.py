@@ -25,7 +25,7 @@ class LeastBurdenRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  
 
     An ingress knows what it asked each generator for, and can compare them all. It asks only those
     that Serve knows no number of: new ones, those it has not heard of for some seconds, and those
-    it could not reach. Where all are full, and for calls that are not for a picture, the choice is
+    it could not reach. Where all are full, and for calls that are for no picture, the choice is
     Serve's.
     """
 
@@ -43,27 +43,24 @@ class LeastBurdenRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  
     async def _choose_replica_for_request(
         self, pending_request: PendingRequest, *, is_retry: bool = False
     ) -> RunningReplica:
-        match pending_request.args:
-            case [CanonicalRequest() as request, *_]:
-                await self._ask_the_unknown()
-                chosen = self._least_burdened()
-                if chosen is None:
-                    chosen = await super()._choose_replica_for_request(
-                        pending_request, is_retry=is_retry
-                    )
-                self._add(chosen.replica_id, pending_request, burden(request.pixel_steps))
-                return chosen
-        return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        by = _burden(pending_request)
+        chosen = None
+        if by:
+            await self._ask_the_unknown()
+            chosen = self._least_burdened()
+        if chosen is None:
+            chosen = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        call = chosen.replica_id, pending_request.metadata.internal_request_id
+        if call not in self._calls:  # it may be sent again before Serve tells of its refusal
+            self._calls[call] = by
+            self._burdens[chosen.replica_id] += by
+        return chosen
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Serve's hook: it was answered, failed, was refused or given up."""
         self._burdens[replica_id] -= self._calls.pop((replica_id, internal_request_id), 0)
         if not self._burdens[replica_id]:
             del self._burdens[replica_id]
-
-    def _add(self, replica_id: ReplicaID, pending_request: PendingRequest, number: int) -> None:
-        self._calls[replica_id, pending_request.metadata.internal_request_id] = number
-        self._burdens[replica_id] += number
 
     async def _ask_the_unknown(self) -> None:
         numbers = self.replica_queue_len_cache
@@ -80,3 +77,10 @@ class LeastBurdenRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]  
             and number < self._max_renderings
         ]
         return min(places)[-1] if places else None
+
+
+def _burden(pending_request: PendingRequest) -> int:
+    match pending_request.args:
+        case [CanonicalRequest() as request, *_]:
+            return burden(request.pixel_steps)
+    return 0
