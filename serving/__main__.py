@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from serving.serve_environment import SERVE_ENVIRONMENT
@@ -47,8 +48,11 @@ def _find_problem(
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
         return f"Cannot serve on {options.host}, port {options.port}: {error}"
-    if len({*map(model_id, models)}) < len(models):
-        return "Two models have the same name: the last part of their folders' names has to differ"
+    taken = [name for name, number in Counter(map(model_id, models)).items() if number > 1]
+    if taken:
+        return (
+            f"Several models are named {taken[0]!r}: the last parts of their folders have to differ"
+        )
     if address == "local":  # on a cluster the model need not be on this machine
         try:
             for model in models:

@@ -201,6 +201,8 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if error["type"] == "json_invalid":
         return InvalidRequest("body", "is not valid JSON")
     field = ".".join(path) or "body"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return InvalidRequest(field, "must be a JSON object")
     if error["type"] == "extra_forbidden":
         return InvalidRequest(field, "is not a field of this request")
     if error["type"] == "string_pattern_mismatch":

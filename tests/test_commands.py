@@ -192,10 +192,14 @@ def test_a_taken_port_is_one_line() -> None:
     ("arguments", "line"),
     [
         (["--model=/no/model"], "/no/model is not a diffusers folder: no model_index.json in it"),
+        (
+            ["--model=/a/sdxl", "--model=/b/sdxl"],
+            "Several models are named 'sdxl': the last parts of their folders have to differ",
+        ),
         (["--adapter=ink=/no/ink"], "adapter ink: cannot read /no/ink: No such file or directory"),
     ],
 )
-def test_a_file_that_is_not_there_is_one_line(arguments: list[str], line: str) -> None:
+def test_what_cannot_be_served_is_one_line(arguments: list[str], line: str) -> None:
     done = run([sys.executable, "-m", "serving", *arguments, f"--port={free_port()}"])
     assert done.returncode == 1
     assert done.stdout == f"{line}\n"

@@ -52,6 +52,11 @@ def test_a_missing_prompt_is_named() -> None:
     assert caught.value.field == "prompt"
 
 
+def test_what_is_no_object_is_told_so() -> None:
+    with pytest.raises(InvalidRequest, match="body: must be a JSON object"):
+        parse_request([])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("lora", [{"ink": 0.8, "gold": -1}, "ink:0.8, gold:-1"])
 def test_lora_weights_are_an_object_or_a_text(lora: object) -> None:
     request = parse_request({"prompt": "a", "lora": lora})
