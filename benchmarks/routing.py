@@ -7,6 +7,7 @@ many that their work is a share of what the replicas can do.
 """
 
 import argparse
+import itertools
 import random
 
 import simpy
@@ -32,16 +33,11 @@ def main() -> None:
     times = measured_times()
     print(f"{times}\np95 of {options.hours} hours, in seconds: small, large")
     print("| replicas | load | large ones |", *(f"{name} |" for name in ROUTINGS))
-    for number in REPLICAS:
-        for load in LOADS:
-            for large in LARGE:
-                cells = [
-                    simulate(times, each, number, load, large, options.hours)
-                    for each in ROUTINGS.values()
-                ]
-                print(
-                    f"| {number} | {load} | {large} |", *(f"{cell} |" for cell in cells), flush=True
-                )
+    for number, load, large in itertools.product(REPLICAS, LOADS, LARGE):
+        cells = [
+            simulate(times, each, number, load, large, options.hours) for each in ROUTINGS.values()
+        ]
+        print(f"| {number} | {load} | {large} |", *(f"{cell} |" for cell in cells), flush=True)
 
 
 def simulate(

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
 from serving.serve_environment import SERVE_ENVIRONMENT
@@ -17,11 +16,11 @@ os.environ |= SERVE_ENVIRONMENT | os.environ  # before Ray is imported; what is 
 import ray
 from ray import serve
 
-from serving.app import ServiceArgs, build_app
+from serving.app import ServiceArgs, build_app, same_names
 from shared.arguments import add_adapter, add_byte_identical, add_compile, engine_config
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import absolute, describe_model, model_id
+from shared.model_files import absolute, describe_model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,11 +47,8 @@ def _find_problem(
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
         return f"Cannot serve on {options.host}, port {options.port}: {error}"
-    taken = [name for name, number in Counter(map(model_id, models)).items() if number > 1]
-    if taken:
-        return (
-            f"Several models are named {taken[0]!r}: the last parts of their folders have to differ"
-        )
+    for name in same_names(models):
+        return f"Several models are named {name!r}: the last parts of their folders have to differ"
     if address == "local":  # on a cluster the model need not be on this machine
         try:
             for model in models:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import Self
 
 import ray
@@ -59,15 +60,19 @@ class ServiceArgs(Settings):
 
     @model_validator(mode="after")
     def _have_names_of_their_own(self) -> Self:
-        names = Counter(map(model_id, self.models))
-        for name, number in names.items():
-            if number > 1:
-                raise ValueError(f"other_models: {number} models have the name {name!r}")
+        for name, number in same_names(self.models).items():
+            raise ValueError(f"other_models: {number} models have the name {name!r}")
         return self
 
     @property
     def models(self) -> tuple[ModelConfig, ...]:
         return (self.model, *self.other_models)
+
+
+def same_names(models: Iterable[ModelConfig]) -> dict[str, int]:
+    """The names that several models have, and how many have each."""
+    names = Counter(map(model_id, models))
+    return {name: number for name, number in names.items() if number > 1}
 
 
 def build_app(args: ServiceArgs) -> Application:

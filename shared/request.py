@@ -193,6 +193,15 @@ def parse(kind: type[FieldsT], fields: Mapping[str, Any]) -> FieldsT:
         raise first_problem(error.errors()) from None
 
 
+# By pydantic's types of errors.
+_IN_OUR_WORDS = {
+    "extra_forbidden": "is not a field of this request",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "string_pattern_mismatch": "must not be empty",
+}
+
+
 def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """The first of pydantic's errors as ours, whichever door they came through."""
     error = errors[0]
@@ -201,13 +210,7 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if error["type"] == "json_invalid":
         return InvalidRequest("body", "is not valid JSON")
     field = ".".join(path) or "body"
-    if error["type"] in ("model_type", "model_attributes_type"):
-        return InvalidRequest(field, "must be a JSON object")
-    if error["type"] == "extra_forbidden":
-        return InvalidRequest(field, "is not a field of this request")
-    if error["type"] == "string_pattern_mismatch":
-        return InvalidRequest(field, "must not be empty")
-    return InvalidRequest(field, str(error["msg"]))
+    return InvalidRequest(field, _IN_OUR_WORDS.get(error["type"], str(error["msg"])))
 
 
 def lora_text(lora: Mapping[str, float]) -> str:
