@@ -91,14 +91,16 @@ def asked_by_callers(pipeline: DiffusionPipeline, wanted: Sequence[Call]) -> lis
 def priority(pipeline: DiffusionPipeline, rounds: int) -> None:
     print(f"{NUM_ONLINE} online requests in a row, without and with {NUM_BULK} bulk ones in flight")
     for _ in range(rounds):
-        with DenoiseEngine(pipeline, EngineConfig(max_in_flight=NUM_BULK)) as engine:
+        with DenoiseEngine(
+            pipeline, EngineConfig(max_in_flight=NUM_BULK, max_queued_bulk=NUM_BULK)
+        ) as engine:
             engine.submit(**SMALL).result()
             without = one_by_one(engine)
             bulk = [
                 engine.submit(**SMALL | {"num_inference_steps": 150}, priority=Priority.BULK)
                 for _ in range(NUM_BULK)
             ]
-            while engine.counters().num_in_flight < NUM_BULK:
+            while engine.counters().bulk.num_in_flight < NUM_BULK:
                 time.sleep(0.05)
             forward_s = bulk_forward_s(engine)
             beside = one_by_one(engine)

@@ -129,7 +129,7 @@ async def leave(client: httpx.AsyncClient, expected: list[Answer]) -> None:
     await asyncio.sleep(1)
     # Each answer is that of either generator.
     stats = [(await client.get("/stats")).json() for _ in range(20)]
-    taken = max(each["num_in_flight"] + each["num_waiting"] for each in stats)
+    taken = max(each["online"]["num_in_flight"] + each["online"]["num_waiting"] for each in stats)
     say(f"  places still taken a second later: {taken}")
 
 

@@ -98,7 +98,7 @@ async def speed_during(client: httpx.AsyncClient, phase: Awaitable[None]) -> Spe
 
 
 async def counters(client: httpx.AsyncClient) -> dict[str, int]:
-    found: dict[str, int] = (await client.get("/stats")).json()
+    found: dict[str, int] = (await client.get("/stats")).json()["online"]
     return found
 
 

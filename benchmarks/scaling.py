@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import httpx
 import simpy
 from local_service import LocalService, local_service
+from pydantic import TypeAdapter
 from virtual_service import ForwardTimes, Job, VirtualService
 from workloads import (
     MEAN_STEPS,
@@ -29,7 +30,7 @@ from workloads import (
     quantile,
 )
 
-from shared.engine import EngineCounters
+from shared.engine import EngineCounters, RequestCounters
 
 SIZE = 128
 CALLERS = 16
@@ -94,7 +95,8 @@ def counters(service: LocalService, number: int) -> EngineCounters:
     """Of all replicas together: each call is answered by one of them, and they idle."""
     found: dict[float, EngineCounters] = {}
     for _ in range(100 * number):
-        one = EngineCounters(**httpx.get(f"{service.url}/stats").json())
+        stats = httpx.get(f"{service.url}/stats").json()
+        one = TypeAdapter(EngineCounters).validate_python(stats)
         found[one.busy_s] = one
         if len(found) == number:
             break
@@ -103,7 +105,7 @@ def counters(service: LocalService, number: int) -> EngineCounters:
     forwards = sum((Counter(each.forwards_by_requests) for each in found.values()), Counter())
     return EngineCounters(
         forwards_by_requests=dict(forwards),
-        num_rows=sum(each.num_rows for each in found.values()),
+        online=RequestCounters(num_rows=sum(each.online.num_rows for each in found.values())),
         num_decodes=sum(each.num_decodes for each in found.values()),
         busy_s=sum(each.busy_s for each in found.values()),
         decode_s=sum(each.decode_s for each in found.values()),

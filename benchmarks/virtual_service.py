@@ -69,7 +69,7 @@ class ForwardTimes:
             num_forwards = after.num_forwards - before.num_forwards
             decode_s = after.decode_s - before.decode_s
             denoise_s = after.busy_s - before.busy_s - decode_s
-            rows = (after.num_rows - before.num_rows) / num_forwards
+            rows = (after.online.num_rows - before.online.num_rows) / num_forwards
             points.append((rows, denoise_s / num_forwards))
             decodes.append(decode_s / (after.num_decodes - before.num_decodes))
         rows, seconds = zip(*points, strict=True)
@@ -188,7 +188,7 @@ class Replica:
         self.backlog_s = 0.0
         self._clock, self._times, self._config = clock, times, config
         self._line = WaitingLine[Job](
-            config.max_queued, config.max_in_flight, _ROWS * config.max_pixels_in_flight
+            {0: config.max_queued}, config.max_in_flight, _ROWS * config.max_pixels_in_flight
         )
         self._scheduler = StepScheduler[Job](
             {"denoise": config.max_pixels_per_forward, "decode": config.max_pixels_per_decode}

@@ -13,10 +13,11 @@ from typing import Self
 
 import ray
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
 from serving.auth import token_hash, tokens_from_environment
+from serving.dispatch import MAX_BULK
 from serving.door import HttpConfig
 from serving.generator import Generator
 from serving.ingress import Ingress
@@ -47,7 +48,7 @@ class ServiceArgs(Settings):
     CPU of a node (its part of them, with other models), since that is the number of threads that
     torch gets. `max_queued_requests` may wait in an ingress for a generator with room; the queue
     proper is the engine's (`max_queued`). `http.token_hashes` are by default those of the tokens in
-    API_TOKEN and API_TOKEN_FILE.
+    API_TOKEN and API_TOKEN_FILE. Bulk requests count for autoscaling only if `bulk_may_scale`.
     """
 
     model: ModelConfig = ModelConfig()
@@ -56,6 +57,7 @@ class ServiceArgs(Settings):
     num_cpus: PositiveFloat | None = None
     num_gpus: NonNegativeFloat = 0
     max_queued_requests: PositiveInt = 128
+    bulk_may_scale: bool = False
     http: HttpConfig = Field(default_factory=_http_from_environment)
 
     @model_validator(mode="after")
@@ -89,13 +91,15 @@ def build_app(args: ServiceArgs) -> Application:
 def _bound(args: ServiceArgs) -> Application:
     # A replica that is to go finishes what it has: nothing there takes longer than this.
     patience = {"graceful_shutdown_timeout_s": args.http.timeout_s}
-    max_renderings = args.engine.max_in_flight + args.engine.max_queued
+    engine = args.engine
+    max_renderings = 2 * engine.max_in_flight + engine.max_queued + engine.max_queued_bulk
     generator = Generator.options(  # type: ignore[attr-defined]  # Serve's decorator is untyped
         **patience,
         # More than the engine takes: it knows best whom to refuse, and is still to be asked how
         # it is when it is full.
         max_ongoing_requests=max_renderings + _SPARE,
-        max_queued_requests=args.max_queued_requests,
+        # Bulk requests, which are counted before, take nobody's place.
+        max_queued_requests=args.max_queued_requests + MAX_BULK,
         request_router_config=RequestRouterConfig(
             request_router_class=LeastBurdenRouter,
             request_router_kwargs={"max_renderings": max_renderings},
@@ -106,10 +110,14 @@ def _bound(args: ServiceArgs) -> Application:
             "runtime_env": {"env_vars": CPU_WORKER},
         },
     )
-    generators = {model_id(args.model): generator.bind(args.model, args.engine)}
+
+    def bound(deployment: Deployment, model: ModelConfig) -> Application:
+        return deployment.bind(model, args.engine, bulk_may_scale=args.bulk_may_scale)
+
+    generators = {model_id(args.model): bound(generator, args.model)}
     for model in args.other_models:
         own = generator.options(name=_deployment(model), autoscaling_config=_WHILE_ASKED_FOR)
-        generators[model_id(model)] = own.bind(model, args.engine)
+        generators[model_id(model)] = bound(own, model)
     ingress = Ingress.options(**patience)  # type: ignore[attr-defined]
     return ingress.bind(generators, args.models, args.http)
 

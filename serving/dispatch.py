@@ -11,18 +11,32 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serving.load import Load
-from serving.rendering import GeneratorLost, NotReady, Overloaded
-from shared.engine import EngineCounters
-from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
-from shared.model_profile import ModelProfile
+from serving.rendering import NotReady
+from shared.engine import EngineCounters, Priority
+from shared.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineDead,
+    GeneratorLost,
+    Overloaded,
+    QueueFull,
+)
+from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 
 logger = logging.getLogger(__name__)
 
-# A request may be the reason why its generators die: it gets no more of them than these.
-_MAX_TRIES = 5
-_TRYING_AGAIN = "a generator was lost, trying another one: %s"
-_ALL_LOST = f"{_MAX_TRIES} generators stopped while they rendered this"
+# A request may be the reason why its generators die: it gets no more of them than these. Who sends
+# bulk requests tries them again, one by one: each of these deaths is felt by online ones.
+_MAX_TRIES = {Priority.ONLINE: 5, Priority.BULK: 1}
+_LOST_ONE = "a generator was lost: %s"
+_ALL_LOST = {
+    Priority.ONLINE: f"{_MAX_TRIES[Priority.ONLINE]} generators stopped while they rendered this",
+    Priority.BULK: "the generator stopped while it rendered this",
+}
+# Under way at once. In generators each has its own bounds; these would be places of an ingress, and
+# of those who wait for a generator while there is none.
+MAX_BULK = 256
 _READY_WITHIN_S = 5.0
 _END_WITHIN_S = 1.0
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, EngineDead, Cancelled)
@@ -40,15 +54,16 @@ class Dispatcher:
 
     def __init__(self, generator: DeploymentHandle) -> None:
         self._streams = generator.options(stream=True)
-        self._load = Load()
-        self._profile: ModelProfile | None = None
+        self._loads = {priority: Load() for priority in Priority}
+        self._num_bulk = 0
+        self._served: ServedModel | None = None
         self._one_asks = asyncio.Lock()
 
-    async def profile(self) -> ModelProfile:
+    async def served(self) -> ServedModel:
         async with self._one_asks:  # the first callers of a busy service would fill its queue
-            if self._profile is None:
-                self._profile = await self._answer("profile")
-            return self._profile
+            if self._served is None:
+                self._served = await self._answer("served")
+            return self._served
 
     async def counters(self) -> EngineCounters:
         counters: EngineCounters = await self._answer("counters")
@@ -66,32 +81,46 @@ class Dispatcher:
             raise NotReady(f"no generator to ask: {error}") from None
 
     async def render(
-        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        *,
+        timeout_s: float,
+        priority: Priority = Priority.ONLINE,
     ) -> GeneratedImage:
-        async with aclosing(self._tried("generate", request, encoding, timeout_s)) as events:
+        async with aclosing(
+            self._tried("generate", request, encoding, priority, timeout_s)
+        ) as events:
             (image,) = [event async for event in events]
         assert isinstance(image, GeneratedImage)
         return image
 
     def follow(
-        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        *,
+        timeout_s: float,
+        priority: Priority = Priority.ONLINE,
+        num_previews: int,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
-        return self._tried("follow", request, encoding, timeout_s, num_previews)
+        return self._tried("follow", request, encoding, priority, timeout_s, num_previews)
 
     async def _tried(
         self,
         method: str,
         request: CanonicalRequest,
         encoding: Encoding,
+        priority: Priority,
         timeout_s: float,
         *arguments: Any,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         """What this method of a generator gives, or of the next one where one is lost."""
         deadline = _now() + timeout_s
-        with self._carrying(request):
-            for _ in range(_MAX_TRIES):
+        with self._carrying(request, priority):
+            for _ in range(_MAX_TRIES[priority]):
                 call = getattr(self._streams, method)
-                events = call.remote(request, encoding, deadline - _now(), *arguments)
+                events = call.remote(request, encoding, priority, deadline - _now(), *arguments)
                 try:
                     while True:
                         # The engine keeps it too, but a request may not have come that far.
@@ -103,27 +132,29 @@ class Dispatcher:
                             return
                         yield event
                 except _LOST as error:
-                    logger.warning(_TRYING_AGAIN, error)
+                    logger.warning(_LOST_ONE, error)
                 finally:
                     events.cancel()
-            raise GeneratorLost(_ALL_LOST)
+            raise GeneratorLost(_ALL_LOST[priority])
 
     @contextmanager
-    def _carrying(self, request: CanonicalRequest) -> Iterator[None]:
+    def _carrying(self, request: CanonicalRequest, priority: Priority) -> Iterator[None]:
         """Count it as under way, and turn what Serve, asyncio and the engine raise into ours."""
-        if self._load.is_full:  # in a flood, asking is what costs most
-            raise self._overloaded()
+        load, is_bulk = self._loads[priority], priority == Priority.BULK
+        # In a flood, asking is what costs most.
+        if load.is_full or (is_bulk and self._num_bulk >= MAX_BULK):
+            raise Overloaded(load.seconds_to_clear())
+        self._num_bulk += is_bulk
         try:
-            with self._load.carrying(request.pixel_steps):
+            with load.carrying(request.pixel_steps):
                 yield
         except TimeoutError:
             raise DeadlineExceeded("it was not finished in the time that it had") from None
         except (BackPressureError, QueueFull):
-            self._load.refused()
-            raise self._overloaded() from None
-
-    def _overloaded(self) -> Overloaded:
-        return Overloaded(self._load.seconds_to_clear())
+            load.refused()
+            raise Overloaded(load.seconds_to_clear()) from None
+        finally:
+            self._num_bulk -= is_bulk
 
     async def _answer(self, method: str) -> Any:
         """The one value that this method of a generator gives."""
@@ -131,7 +162,7 @@ class Dispatcher:
         try:
             (answer,) = [each async for each in answers]
         except BackPressureError:
-            raise self._overloaded() from None
+            raise Overloaded(self._loads[Priority.ONLINE].seconds_to_clear()) from None
         finally:
             answers.cancel()
         return answer

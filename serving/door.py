@@ -4,8 +4,9 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -13,11 +14,11 @@ from pydantic import BaseModel, BeforeValidator, Field, PositiveFloat, PositiveI
 
 from serving.auth import TokenAuth
 from serving.content_credentials import ContentCredentials, CredentialsConfig
-from serving.http_errors import UnknownModel
-from serving.rendering import Overloaded, Rendering
+from serving.rendering import Rendering
 from shared.config import Settings
-from shared.errors import DeadlineExceeded
-from shared.model_profile import ModelProfile
+from shared.engine import Priority
+from shared.errors import DeadlineExceeded, Overloaded, UnknownModel
+from shared.model_profile import ModelProfile, ServedModel
 from shared.request import (
     MAX_SEED,
     CanonicalRequest,
@@ -28,6 +29,8 @@ from shared.request import (
     Progress,
 )
 from shared.source_image import SourceImage
+
+RenderingT = TypeVar("RenderingT", bound=Rendering)
 
 # Until a picture asks for its place again.
 _LONGEST_PAUSE_S = 1.0
@@ -60,33 +63,38 @@ class Door:
 
     def rendering(self, model: str | None = None) -> Rendering:
         """What renders `model`, or the default; raises UnknownModel."""
-        name = next(iter(self.models)) if model is None else model
-        if name not in self.models:
-            served = ", ".join(map(repr, self.models))
-            raise UnknownModel(f"the model {name!r} is not served here; there are: {served}")
-        return self.models[name]
+        return chosen(self.models, model)
 
-    def call(self, model: str | None = None, timeout_s: float | None = None) -> "Call":
-        """For pictures of `model`, within `timeout_s` from now; raises UnknownModel."""
-        within_s = min(timeout_s or self._max_timeout_s, self._max_timeout_s)
-        return Call(self.rendering(model), self._credentials, _now() + within_s)
+    def call(self, model: str | None, terms: "Terms") -> "Call":
+        """For pictures of `model`, or the default; raises UnknownModel."""
+        within_s = min(terms.timeout_s or self._max_timeout_s, self._max_timeout_s)
+        rendering = self.rendering(model)
+        return Call(rendering, self._credentials, _now() + within_s, terms.priority)
 
 
 class Call:
     """What is asked of the door at once: some pictures of one model, by a deadline."""
 
     def __init__(
-        self, rendering: Rendering, credentials: ContentCredentials | None, deadline: float
+        self,
+        rendering: Rendering,
+        credentials: ContentCredentials | None,
+        deadline: float,
+        priority: Priority,
     ) -> None:
         self._rendering = rendering
         self._credentials = credentials
         self._deadline = deadline
+        self._priority = priority
 
     async def profile(self) -> ModelProfile:
+        return (await self.served()).profile
+
+    async def served(self) -> ServedModel:
         """Of the model, which may have to be loaded for it."""
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await self._rendering.profile()
+                return await self._rendering.served()
         except TimeoutError:
             raise DeadlineExceeded("the model was not loaded in the time that it had") from None
 
@@ -110,7 +118,7 @@ class Call:
         self, requests: Sequence[CanonicalRequest], encoding: Encoding
     ) -> list[GeneratedImage]:
         """All of `requests` at once; where one fails, the others are given up."""
-        pictures = _Pictures(self._rendering, encoding, self._deadline)
+        pictures = _Pictures(self._rendering, encoding, self._deadline, self._priority)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(pictures.render(each)) for each in requests]
@@ -123,7 +131,11 @@ class Call:
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         """One picture, and how far it is on the way."""
         events = self._rendering.follow(
-            request, encoding, timeout_s=self._deadline - _now(), num_previews=num_previews
+            request,
+            encoding,
+            timeout_s=self._deadline - _now(),
+            priority=self._priority,
+            num_previews=num_previews,
         )
         async with aclosing(events):
             async for each in events:
@@ -134,6 +146,16 @@ class Call:
         if self._credentials is None:
             return image
         return await asyncio.to_thread(self._credentials.sign, image)
+
+
+def chosen(models: Mapping[str, RenderingT], name: str | None) -> RenderingT:
+    """What renders the model of this name, or the first; raises UnknownModel."""
+    if name is None:
+        name = next(iter(models))
+    if name not in models:
+        served = ", ".join(map(repr, models))
+        raise UnknownModel(f"the model {name!r} is not served here; there are: {served}")
+    return models[name]
 
 
 def _now() -> float:
@@ -156,10 +178,13 @@ class _Pictures:
     Else two calls of many pictures would take each other's last places, again and again.
     """
 
-    def __init__(self, rendering: Rendering, encoding: Encoding, deadline: float) -> None:
+    def __init__(
+        self, rendering: Rendering, encoding: Encoding, deadline: float, priority: Priority
+    ) -> None:
         self._rendering = rendering
         self._encoding = encoding
         self._deadline = deadline
+        self._priority = priority
         self._under_way = 0
         self._done = 0
 
@@ -167,7 +192,9 @@ class _Pictures:
         while (left := self._deadline - _now()) > 0:
             self._under_way += 1
             try:
-                image = await self._rendering.render(request, self._encoding, timeout_s=left)
+                image = await self._rendering.render(
+                    request, self._encoding, timeout_s=left, priority=self._priority
+                )
             except Overloaded as refusal:
                 if self._under_way == 1 and not self._done:
                     raise
@@ -200,12 +227,32 @@ ModelName = Annotated[
 ]
 # The door, for callers that may pass.
 OpenDoor = Annotated[Door, Depends(_authenticated)]
-Timeout = Annotated[
-    float | None,
-    Header(
-        alias="X-Timeout-Seconds",
-        gt=0,
-        allow_inf_nan=False,
-        description="Give up after so many seconds, with a 504.",
-    ),
-]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a call is made: within `timeout_s` seconds, and before or after others."""
+
+    timeout_s: float | None = None
+    priority: Priority = Priority.ONLINE
+
+
+def _terms(
+    timeout: Annotated[
+        float | None,
+        Header(
+            alias="X-Timeout-Seconds",
+            gt=0,
+            allow_inf_nan=False,
+            description="Give up after so many seconds, with a 504.",
+        ),
+    ] = None,
+    priority: Annotated[
+        Literal["online", "bulk"],
+        Header(alias="X-Priority", description="bulk takes only what online calls leave idle."),
+    ] = "online",
+) -> Terms:
+    return Terms(timeout, Priority[priority.upper()])
+
+
+CallTerms = Annotated[Terms, Depends(_terms)]

@@ -10,9 +10,9 @@ from serving.autoscaling import Workload
 from serving.logs import log_with_serve
 from serving.metrics import GeneratorMetrics
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import EngineCounters
+from shared.engine import EngineCounters, Priority
 from shared.errors import EngineDead, RenderFailed
-from shared.model_profile import ModelProfile
+from shared.model_profile import ServedModel
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 from shared.watchdog import end_process, start_watchdog
@@ -27,39 +27,59 @@ _LOGGED = {"width", "height", "num_inference_steps", "guidance_scale", "schedule
 class Generator:
     """All of its methods that a handle calls are streams: serving/dispatch.py says why."""
 
-    def __init__(self, model: ModelConfig, engine: EngineConfig) -> None:
+    def __init__(
+        self, model: ModelConfig, engine: EngineConfig, *, bulk_may_scale: bool = False
+    ) -> None:
+        """With `bulk_may_scale` bulk requests count for autoscaling as online ones do."""
         log_with_serve()
         self._renderer = Renderer(model, engine)
+        self._served = ServedModel.configured(self._renderer.profile, model, engine)
+        self._bulk_may_scale = bulk_may_scale
         self._renderer.warm_up()
         start_watchdog(self._renderer.check_alive)
         self._workload = Workload()
         self._metrics = GeneratorMetrics()
 
     async def generate(
-        self, request: CanonicalRequest, encoding: Encoding, timeout_s: float
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        priority: Priority,
+        timeout_s: float,
     ) -> AsyncIterator[GeneratedImage]:
         """One picture; when the caller goes away, so does the request."""
         with _telling_of_failures():
-            image = await self._renderer.render(request, encoding, timeout_s=timeout_s)
-        self._tell(image)
+            image = await self._renderer.render(
+                request, encoding, timeout_s=timeout_s, priority=priority
+            )
+        self._tell(image, priority)
         yield image
 
     async def follow(
-        self, request: CanonicalRequest, encoding: Encoding, timeout_s: float, num_previews: int
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        priority: Priority,
+        timeout_s: float,
+        num_previews: int,
     ) -> AsyncIterator[Progress | GeneratedImage]:
         """As `generate`, and how far it is on the way."""
         with _telling_of_failures():
             events = self._renderer.follow(
-                request, encoding, timeout_s=timeout_s, num_previews=num_previews
+                request,
+                encoding,
+                timeout_s=timeout_s,
+                priority=priority,
+                num_previews=num_previews,
             )
             async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, GeneratedImage):
-                        self._tell(event)
+                        self._tell(event, priority)
                     yield event
 
-    async def profile(self) -> AsyncIterator[ModelProfile]:
-        yield self._renderer.profile
+    async def served(self) -> AsyncIterator[ServedModel]:
+        yield self._served
 
     async def counters(self) -> AsyncIterator[EngineCounters]:
         yield self._renderer.counters()
@@ -72,18 +92,28 @@ class Generator:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's hook, for the policy in serving/autoscaling.py."""
         counters = self._renderer.counters()
-        return self._workload.report(work_s=counters.work_s, backlog_s=counters.backlog_s)
+        return self._workload.report(**counted(counters, bulk_may_scale=self._bulk_may_scale))
 
     def check_health(self) -> None:
         """Serve replaces the replica if this raises. Asked every few seconds, it counts as well."""
         self._metrics.update(self._renderer.counters())
         self._renderer.check_alive()
 
-    def _tell(self, image: GeneratedImage) -> None:
-        self._metrics.observe(image.timings)
+    def _tell(self, image: GeneratedImage, priority: Priority) -> None:
+        self._metrics.observe(image.timings, priority)
         request = image.provenance.request
         said = request.model_dump(include=_LOGGED) | image.timings.model_dump()
+        said["priority"] = priority.label
         logger.info("rendered in %.2f s", image.timings.render_s, extra=said)
+
+
+def counted(engine: EngineCounters, *, bulk_may_scale: bool) -> dict[str, float]:
+    """The work that may bring more generators; bulk work alone can wait."""
+    kinds = [engine.online, engine.bulk] if bulk_may_scale else [engine.online]
+    return {
+        "work_s": sum(each.work_s for each in kinds),
+        "backlog_s": sum(each.backlog_s for each in kinds),
+    }
 
 
 @contextlib.contextmanager

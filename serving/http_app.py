@@ -5,16 +5,23 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 
 from serving import imagine, openai_images
-from serving.door import Door, HttpConfig, OpenDoor
+from serving.door import CallTerms, Door, HttpConfig, ModelName, OpenDoor
 from serving.edge import Edge
-from serving.http_errors import ERROR_RESPONSES, install_error_handlers
+from serving.http_errors import (
+    ERROR_RESPONSES,
+    UNKNOWN_MODEL_RESPONSE,
+    install_error_handlers,
+)
 from serving.rendering import Rendering
+from shared.config import Settings
 from shared.engine import EngineCounters
+from shared.model_profile import ServedModel
 
 _PAGE = (Path(__file__).parent / "playground" / "index.html").read_text()
 
@@ -31,11 +38,23 @@ def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastA
     install_error_handlers(app)
     app.include_router(imagine.router)
     app.include_router(openai_images.router)
+    app.add_api_route("/profile", _profile, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
     app.add_api_route("/stats", _stats, responses=ERROR_RESPONSES)
     app.add_api_route("/healthz", _healthz)
     app.add_api_route("/readyz", _readyz, responses=ERROR_RESPONSES)
     app.add_api_route("/", _page, response_class=HTMLResponse, include_in_schema=False)
     return app
+
+
+class ProfileQuery(Settings):
+    model: ModelName = None
+
+
+async def _profile(
+    query: Annotated[ProfileQuery, Query()], door: OpenDoor, terms: CallTerms
+) -> ServedModel:
+    """What a model allows and prefers, and how it is rendered."""
+    return await door.call(query.model, terms).served()
 
 
 async def _stats(door: OpenDoor) -> EngineCounters:

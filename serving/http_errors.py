@@ -13,8 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from serving.auth import Unauthorized
-from serving.rendering import GeneratorLost, NotReady, Overloaded
-from shared.errors import DeadlineExceeded, ImageBlocked, InvalidRequest, RenderFailed
+from serving.rendering import NotReady
+from shared.errors import (
+    DeadlineExceeded,
+    GeneratorLost,
+    ImageBlocked,
+    InvalidRequest,
+    Overloaded,
+    RenderFailed,
+    UnknownModel,
+)
 from shared.request import first_problem
 
 
@@ -43,10 +51,6 @@ UNKNOWN_MODEL_RESPONSE: dict[int | str, dict[str, Any]] = {
 
 # Clients that retry by themselves would only have the same rendered again.
 _NO_RETRY = {"x-should-retry": "false"}
-
-
-class UnknownModel(Exception):
-    """A model that is none of those served here."""
 
 
 def install_error_handlers(app: FastAPI) -> None:

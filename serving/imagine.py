@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from serving import sse
-from serving.door import Call, ModelName, OpenDoor, Timeout, strictly
+from serving.door import Call, CallTerms, ModelName, OpenDoor, strictly
 from serving.http_errors import ERROR_RESPONSES, UNKNOWN_MODEL_RESPONSE
 from shared.errors import InvalidRequest
 from shared.request import (
@@ -80,11 +80,11 @@ _PICTURE_OR_SAME: dict[int | str, dict[str, Any]] = {
 async def imagine_by_query(
     query: Annotated[ImagineQuery, Query()],
     door: OpenDoor,
-    timeout: Timeout = None,
+    terms: CallTerms,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A picture of `prompt`; `img_size` is its side in pixels. With a seed it can be cached."""
-    call = door.call(query.model, timeout)
+    call = door.call(query.model, terms)
     try:
         (request,) = await call.canonical(query.to_request())
     except InvalidRequest as error:
@@ -98,9 +98,9 @@ async def imagine_by_query(
 
 
 @router.post("/imagine", response_class=Response, responses=_PICTURE)
-async def imagine(body: ImageBody, door: OpenDoor, timeout: Timeout = None) -> Response:
+async def imagine(body: ImageBody, door: OpenDoor, terms: CallTerms) -> Response:
     """A picture of the whole request as JSON."""
-    call = door.call(body.model, timeout)
+    call = door.call(body.model, terms)
     (request,) = await call.canonical(body.to_request())
     return await _imagine(request, call, {})
 
@@ -110,21 +110,19 @@ async def follow_by_query(
     http: Request,
     query: Annotated[ImagineQuery, Query()],
     door: OpenDoor,
-    timeout: Timeout = None,
+    terms: CallTerms,
 ) -> Response:
     """As `GET /imagine`, live: `progress` events with previews, then one `image` or `error`."""
     try:
-        return await _follow(http, query.to_request(), door.call(query.model, timeout))
+        return await _follow(http, query.to_request(), door.call(query.model, terms))
     except InvalidRequest as error:
         raise query.as_asked(error) from None
 
 
 @router.post("/imagine/events", response_class=Response, responses=sse.RESPONSES)
-async def follow(
-    http: Request, body: ImageBody, door: OpenDoor, timeout: Timeout = None
-) -> Response:
+async def follow(http: Request, body: ImageBody, door: OpenDoor, terms: CallTerms) -> Response:
     """As `POST /imagine`, live: `progress` events with previews, then one `image` or `error`."""
-    return await _follow(http, body.to_request(), door.call(body.model, timeout))
+    return await _follow(http, body.to_request(), door.call(body.model, terms))
 
 
 async def _follow(http: Request, request: ImageRequest, call: Call) -> Response:
@@ -191,5 +189,7 @@ def _headers(image: GeneratedImage) -> dict[str, str]:
         "X-Seed": str(provenance.request.seed),
         "X-Model": quote(provenance.model),  # a folder may have any name
         "X-Model-Fingerprint": provenance.model_fingerprint,
+        "X-Num-Forwards": str(timings.num_forwards),
+        "X-Num-Shared-Forwards": str(timings.num_shared_forwards),
         "Server-Timing": ", ".join(f"{name};dur={s * 1000:.1f}" for name, s in durations.items()),
     }

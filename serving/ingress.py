@@ -7,10 +7,13 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serving.dispatch import Dispatcher
-from serving.door import HttpConfig
+from serving.door import HttpConfig, chosen
 from serving.http_app import build_http_app
 from serving.logs import log_with_serve
 from shared.config import ModelConfig
+from shared.engine import Priority
+from shared.model_profile import ServedModel
+from shared.request import CanonicalRequest, Encoding, GeneratedImage
 
 
 # Enough that the generators' queue, and not the ingress, decides what is too much. What is over it
@@ -38,10 +41,21 @@ class Ingress:
         `models` are here because their profiles are kept: a changed one renews the ingress too.
         """
         log_with_serve()
-        self._generators = generators
+        self._models = {name: Dispatcher(each) for name, each in generators.items()}
         self._http = http
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve's hook for an application that is built where it runs, from arguments."""
-        models = {name: Dispatcher(each) for name, each in self._generators.items()}
-        return build_http_app(models, self._http)
+        return build_http_app(self._models, self._http)
+
+    async def served(self, model: str | None = None) -> ServedModel:
+        """Of `model` or the default; raises UnknownModel."""
+        return await chosen(self._models, model).served()
+
+    async def render_bulk(
+        self, request: CanonicalRequest, model: str | None = None
+    ) -> GeneratedImage:
+        """For a bulk job in this cluster, which has the application's handle."""
+        return await chosen(self._models, model).render(
+            request, Encoding(), timeout_s=self._http.timeout_s, priority=Priority.BULK
+        )

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import FormData, UploadFile
 
 from serving import sse
-from serving.door import Call, ModelName, OpenDoor, Timeout, strictly
+from serving.door import Call, CallTerms, ModelName, OpenDoor, strictly
 from serving.http_errors import ERROR_RESPONSES, UNKNOWN_MODEL_RESPONSE
 from shared.errors import InvalidRequest
 from shared.request import (
@@ -144,10 +144,10 @@ def _edit_schema() -> dict[str, Any]:
 
 @router.post("/images/generations", response_model=ImagesResponse, responses=sse.RESPONSES)
 async def generate(
-    http: Request, body: GenerationBody, door: OpenDoor, timeout: Timeout = None
+    http: Request, body: GenerationBody, door: OpenDoor, terms: CallTerms
 ) -> ImagesResponse | StreamingResponse:
     """Pictures as OpenAI's clients ask for them."""
-    call = door.call(body.model, timeout)
+    call = door.call(body.model, terms)
     try:
         requests = await call.canonical(body.to_request(), body.n)
     except InvalidRequest as error:
@@ -167,14 +167,14 @@ async def generate(
     },
 )
 async def edit(
-    http: Request, door: OpenDoor, timeout: Timeout = None
+    http: Request, door: OpenDoor, terms: CallTerms
 ) -> ImagesResponse | StreamingResponse:
     """A picture made from another, or inside the transparent parts of its mask."""
     async with http.form(max_files=4, max_fields=50) as form:
         source = await _source(form)
         texts = {name: value for name, value in form.items() if name not in _FILES}
     body = parse(EditFields, texts)
-    call = door.call(body.model, timeout)
+    call = door.call(body.model, terms)
     try:
         requests = await call.canonical_edit(body.to_edit(), source, body.n)
     except InvalidRequest as error:

@@ -3,22 +3,9 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from shared.engine import EngineCounters
-from shared.errors import QueueFull
-from shared.model_profile import ModelProfile
+from shared.engine import EngineCounters, Priority
+from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
-
-
-class Overloaded(QueueFull):
-    """No place in any queue; `retry_after_s` seconds from now the work there is may be done."""
-
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__(retry_after_s)
-        self.retry_after_s = retry_after_s
-
-
-class GeneratorLost(RuntimeError):
-    """Every generator that was asked died while it rendered this."""
 
 
 class NotReady(RuntimeError):
@@ -28,8 +15,8 @@ class NotReady(RuntimeError):
 class Rendering(Protocol):
     """Renders canonical requests, somewhere."""
 
-    async def profile(self) -> ModelProfile:
-        """What the served checkpoint allows and prefers."""
+    async def served(self) -> ServedModel:
+        """What the served checkpoint allows and prefers, and how it is rendered."""
 
     async def counters(self) -> EngineCounters:
         """What one engine has done since it started."""
@@ -38,7 +25,12 @@ class Rendering(Protocol):
         """Raise NotReady, with the reason, unless a picture would be rendered now."""
 
     async def render(
-        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        *,
+        timeout_s: float,
+        priority: Priority = Priority.ONLINE,
     ) -> GeneratedImage:
         """One picture; cancelling the caller gives it up.
 
@@ -46,6 +38,12 @@ class Rendering(Protocol):
         """
 
     def follow(
-        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        *,
+        timeout_s: float,
+        priority: Priority = Priority.ONLINE,
+        num_previews: int,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         """As `render`, and how far it is on the way. It may start again, at a lower step."""

@@ -8,6 +8,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -94,9 +95,14 @@ class EngineConfig(Settings):
     """How much the engine takes on at once, by priority: bulk work cannot use up online work's.
 
     `max_in_flight` requests of `max_pixels_in_flight` in all denoise together (each holds its
-    latents and embeddings), `max_queued` more wait. `max_pixels_per_forward` bounds a forward of
-    the denoiser by rows x width x height, so that large pictures share one with fewer others, and
-    `max_pixels_per_decode` one of the autoencoder's; 0 decodes picture by picture.
+    latents and embeddings), `max_queued` more wait, or `max_queued_bulk` bulk ones.
+    `max_pixels_per_forward` bounds a forward of the denoiser by rows x width x height, so that
+    large pictures share one with fewer others, and `max_pixels_per_decode` one of the
+    autoencoder's; 0 decodes picture by picture.
+
+    Beside online work, bulk work goes in rows that would be padding, and in more if they make a
+    forward longer by no more than a part of `bulk_delay`. It has at least a part of `bulk_floor` of
+    the time, however much online work there is.
 
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
     in any company. Of these three, the defaults are a CPU's; `on` gives those of other devices.
@@ -109,9 +115,12 @@ class EngineConfig(Settings):
 
     max_in_flight: PositiveInt = 16
     max_queued: PositiveInt = 256
+    max_queued_bulk: PositiveInt = 16
     max_pixels_in_flight: PositiveInt = 16 * 1024 * 1024
     max_pixels_per_forward: PositiveInt = 16 * 256 * 256
     max_pixels_per_decode: NonNegativeInt = 0
+    bulk_delay: NonNegativeFloat = 0
+    bulk_floor: float = Field(default=0.0, ge=0, lt=1)
     byte_identical: bool = True
     compile: Annotated[Compiler | None, BeforeValidator(_default_compiler)] = None
     cuda_graphs: bool = True

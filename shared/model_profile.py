@@ -1,10 +1,11 @@
 """What a checkpoint allows and prefers: turns a request into a canonical one. No weights needed."""
 
 import hashlib
+from typing import Self
 
 from pydantic import Field
 
-from shared.config import RequestLimits, Settings
+from shared.config import Compiler, EngineConfig, ModelConfig, RequestLimits, Settings
 from shared.errors import InvalidRequest
 from shared.request import (
     CanonicalEdit,
@@ -129,3 +130,25 @@ class ModelProfile(Settings):
             )
         if side % self.size_multiple:
             raise InvalidRequest(field, f"must be a multiple of {self.size_multiple}")
+
+
+class ServedModel(Settings):
+    """A checkpoint and how it is rendered: what decides a picture's bytes beside its request.
+
+    `dtype` and `byte_identical` are as configured: "auto" and None leave them to the device.
+    """
+
+    profile: ModelProfile
+    dtype: str
+    compile: Compiler | None = None
+    byte_identical: bool | None = None
+
+    @classmethod
+    def configured(cls, profile: ModelProfile, model: ModelConfig, engine: EngineConfig) -> Self:
+        is_said = "byte_identical" in engine.model_fields_set
+        return cls(
+            profile=profile,
+            dtype=model.dtype,
+            compile=engine.compile,
+            byte_identical=engine.byte_identical if is_said else None,
+        )

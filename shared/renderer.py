@@ -18,7 +18,15 @@ from diffusers import (
 from PIL import Image
 
 from shared.config import Compiler, EngineConfig, ModelConfig
-from shared.engine import DenoiseEngine, EngineCounters, RequestStats, RowRule, Step, Ticket
+from shared.engine import (
+    DenoiseEngine,
+    EngineCounters,
+    Priority,
+    RequestStats,
+    RowRule,
+    Step,
+    Ticket,
+)
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, ImageBlocked, RenderFailed
 from shared.image_codec import encode
 from shared.latent_preview import LatentPreview
@@ -65,6 +73,7 @@ class Renderer:
         encoding: Encoding = Encoding(),  # noqa: B008 - frozen
         *,
         timeout_s: float | None = None,
+        priority: Priority = Priority.ONLINE,
     ) -> GeneratedImage:
         """Render one picture; cancelling the caller frees its place at the next step.
 
@@ -72,7 +81,8 @@ class Renderer:
         the checkpoint's safety checker, or RenderFailed with what the pipeline said.
         """
         start = await self._prepare(request)
-        return await self._finish(self._submit(request, start, timeout_s), request, start, encoding)
+        ticket = self._submit(request, start, timeout_s, priority)
+        return await self._finish(ticket, request, start, encoding)
 
     async def follow(
         self,
@@ -80,6 +90,7 @@ class Renderer:
         encoding: Encoding = Encoding(),  # noqa: B008 - frozen
         *,
         timeout_s: float | None = None,
+        priority: Priority = Priority.ONLINE,
         num_previews: int = 0,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         """As `render`, telling each step on the way, and every second that it still waits.
@@ -88,7 +99,7 @@ class Renderer:
         """
         steps = _Steps()
         start = await self._prepare(request)
-        ticket = self._submit(request, start, timeout_s, steps.put)
+        ticket = self._submit(request, start, timeout_s, priority, steps.put)
         picture = asyncio.create_task(self._finish(ticket, request, start, encoding))
         picture.add_done_callback(steps.end)
         index, num_steps = 0, request.num_inference_steps
@@ -181,6 +192,7 @@ class Renderer:
         request: CanonicalRequest,
         start: "_Start",
         timeout_s: float | None = None,
+        priority: Priority = Priority.ONLINE,
         on_step: Callable[[Step], None] | None = None,
     ) -> Ticket:
         pipeline = self._pipeline
@@ -195,6 +207,7 @@ class Renderer:
             pipeline=pipeline,
             **arguments,
             timeout_s=timeout_s,
+            priority=priority,
             on_step=on_step,
             scheduler=self._schedulers[request.scheduler],
             adapters=request.lora,

@@ -13,10 +13,11 @@ import uvicorn
 from serving.door import HttpConfig
 from serving.http_app import build_http_app
 from serving.load import Load
-from serving.rendering import NotReady, Overloaded, Rendering
-from shared.engine import EngineCounters
-from shared.errors import EngineDead, QueueFull, RenderFailed
-from shared.model_profile import ModelProfile
+from serving.rendering import NotReady, Rendering
+from shared.config import EngineConfig, ModelConfig
+from shared.engine import EngineCounters, Priority
+from shared.errors import EngineDead, Overloaded, QueueFull, RenderFailed
+from shared.model_profile import ServedModel
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 from tests.conftest import free_port
@@ -29,8 +30,8 @@ class InProcess:
         self.renderer = renderer
         self._load = Load()
 
-    async def profile(self) -> ModelProfile:
-        return self.renderer.profile
+    async def served(self) -> ServedModel:
+        return ServedModel.configured(self.renderer.profile, ModelConfig(), EngineConfig())
 
     async def counters(self) -> EngineCounters:
         return self.renderer.counters()
@@ -42,21 +43,38 @@ class InProcess:
             raise NotReady(str(error)) from None
 
     async def render(
-        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        *,
+        timeout_s: float,
+        priority: Priority = Priority.ONLINE,
     ) -> GeneratedImage:
         try:
             with self._load.carrying(request.pixel_steps):
-                return await self.renderer.render(request, encoding, timeout_s=timeout_s)
+                return await self.renderer.render(
+                    request, encoding, timeout_s=timeout_s, priority=priority
+                )
         except QueueFull:
             raise Overloaded(self._load.seconds_to_clear()) from None
 
     async def follow(
-        self, request: CanonicalRequest, encoding: Encoding, *, timeout_s: float, num_previews: int
+        self,
+        request: CanonicalRequest,
+        encoding: Encoding,
+        *,
+        timeout_s: float,
+        priority: Priority = Priority.ONLINE,
+        num_previews: int,
     ) -> AsyncGenerator[Progress | GeneratedImage]:
         try:
             with self._load.carrying(request.pixel_steps):
                 events = self.renderer.follow(
-                    request, encoding, timeout_s=timeout_s, num_previews=num_previews
+                    request,
+                    encoding,
+                    timeout_s=timeout_s,
+                    priority=priority,
+                    num_previews=num_previews,
                 )
                 async with aclosing(events):
                     async for event in events:

@@ -13,6 +13,8 @@ import requests
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serving.autoscaling import ReplicasByWork, Workload
+from serving.generator import counted
+from shared.engine import EngineCounters, RequestCounters
 from tests.conftest import Cluster
 from tests.deployed import DeployedService
 
@@ -74,6 +76,14 @@ def test_demand_is_the_work_that_came_since_the_last_report() -> None:
     now = 20
     assert workload.report(work_s=11, backlog_s=0) == {"backlog_s": 0, "demand": 0}
     assert workload.report(work_s=11, backlog_s=0)["demand"] == 0
+
+
+def test_bulk_work_counts_only_where_it_may() -> None:
+    engine = EngineCounters(
+        online=RequestCounters(work_s=3, backlog_s=1), bulk=RequestCounters(work_s=50, backlog_s=40)
+    )
+    assert counted(engine, bulk_may_scale=False) == {"work_s": 3, "backlog_s": 1}
+    assert counted(engine, bulk_may_scale=True) == {"work_s": 53, "backlog_s": 41}
 
 
 def test_serve_can_take_the_policy_to_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:

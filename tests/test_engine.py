@@ -36,7 +36,7 @@ def test_sixteen_mixed_requests_equal_the_stock_pipeline(pipeline: DiffusionPipe
         counters = engine.counters()
     differences = [np.abs(a - b).max() for a, b in zip(pictures, expected, strict=True)]
     assert max(differences) < ONE_OF_255
-    assert counters.num_completed == 16
+    assert counters.online.num_completed == 16
     assert counters.num_shared_forwards > 0
 
 
@@ -121,7 +121,7 @@ def test_a_cancelled_request_ends_at_its_next_step(engine: DenoiseEngine) -> Non
         ticket.result(timeout=60)
     assert other.result(timeout=60).images.shape == (1, 64, 64, 3)
     counters = engine.counters()
-    assert (counters.num_cancelled, counters.num_in_flight) == (1, 0)
+    assert (counters.online.num_cancelled, counters.online.num_in_flight) == (1, 0)
     assert sum(counters.forwards_by_requests.values()) < 50
 
 
@@ -161,7 +161,7 @@ def test_a_cancelled_await_returns_when_the_engine_has_let_go(engine: DenoiseEng
 
     asyncio.run(give_up())
     counters = engine.counters()
-    assert (counters.num_cancelled, counters.num_in_flight) == (1, 0)
+    assert (counters.online.num_cancelled, counters.online.num_in_flight) == (1, 0)
 
 
 def test_more_than_may_wait_is_refused(small: DiffusionPipeline) -> None:
@@ -265,16 +265,17 @@ def test_counters_say_what_was_done(engine: DenoiseEngine) -> None:
         ticket.result(timeout=60)
     engine.submit(**arguments(0, guidance_scale=1.0)).result(timeout=60)
     counters = engine.counters()
-    assert counters.num_completed == 4
-    assert counters.num_rows == 4 * 4
+    assert counters.online.num_completed == 4
+    assert counters.online.num_rows == 4 * 4
     assert counters.num_decodes == 4
     assert counters.num_padding_rows >= 4  # those that ran alone
     assert counters.num_prompt_cache_hits == 3
     assert counters.num_prompt_cache_misses == 1
     assert 0 < counters.prompt_cache_bytes < 2**20
-    assert counters.busy_s > counters.decode_s > 0 < counters.queue_s
+    assert counters.busy_s > counters.decode_s > 0 < counters.online.queue_s
     forwards = counters.forwards_by_requests
-    assert sum(requests * number for requests, number in forwards.items()) == counters.num_rows
+    num_rows = sum(requests * number for requests, number in forwards.items())
+    assert num_rows == counters.online.num_rows
 
 
 def test_who_is_let_in_goes_with_the_others(small: DiffusionPipeline) -> None:
@@ -297,7 +298,7 @@ def test_who_is_let_in_goes_with_the_others(small: DiffusionPipeline) -> None:
 def test_work_is_counted_as_it_comes_and_backlog_until_it_is_done(small: DiffusionPipeline) -> None:
     with DenoiseEngine(small) as engine:
         engine.submit(**arguments(0)).result(timeout=60)
-        learned = engine.counters()
+        learned = engine.counters().online
         assert learned.work_s == learned.backlog_s == 0  # nothing was known when it came
         gate = Gate()
         held = engine.submit(**arguments(1, num_inference_steps=9, callback_on_step_end=gate))
@@ -305,14 +306,14 @@ def test_work_is_counted_as_it_comes_and_backlog_until_it_is_done(small: Diffusi
         before = engine.counters()
         others = [engine.submit(**arguments(i, num_inference_steps=9)) for i in range(2, 4)]
         came = engine.counters()
-        share_s = (came.work_s - before.work_s) / 2
-        assert 2 * share_s < came.backlog_s < 3 * share_s  # one step of 27 is done
+        share_s = (came.online.work_s - before.online.work_s) / 2
+        assert 2 * share_s < came.online.backlog_s < 3 * share_s  # one step of 27 is done
         gate.opened.set()
         for ticket in [held, *others]:
             ticket.result(timeout=60)
         done = engine.counters()
-        assert done.work_s == came.work_s
-        assert done.backlog_s == 0
+        assert done.online.work_s == came.online.work_s
+        assert done.online.backlog_s == 0
 
 
 @pytest.mark.parametrize("where", ["text_encoder.embeddings", "unet.conv_in"])

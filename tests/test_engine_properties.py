@@ -135,8 +135,10 @@ def test_every_survivor_is_the_stock_picture_and_nothing_is_left(
         for arrival, ticket in zip(arrivals, tickets, strict=True):
             check(small, arrival, ticket)
         counters = engine.counters()
-    assert counters.num_in_flight == counters.num_waiting == 0
-    ended = counters.num_completed + counters.num_failed + counters.num_cancelled
+    ended = 0
+    for each in (counters.online, counters.bulk):
+        assert each.num_in_flight == each.num_waiting == 0
+        ended += each.num_completed + each.num_failed + each.num_cancelled
     assert ended == len(arrivals)
     del tickets, ticket
     assert num_greenlets() == before

@@ -88,7 +88,7 @@ def test_what_breaks_ends_in_an_error_event(renderer: Renderer) -> None:
 
 
 def test_who_stops_listening_frees_the_place(host: str, renderer: Renderer) -> None:
-    before = renderer.counters().num_cancelled
+    before = renderer.counters().online.num_cancelled
     response = requests.post(
         f"{host}/imagine/events",
         json=REQUEST | {"num_inference_steps": 150, "width": 256, "height": 256},
@@ -98,8 +98,8 @@ def test_who_stops_listening_frees_the_place(host: str, renderer: Renderer) -> N
     next(read_events(response))
     response.close()
     for _ in range(50):
-        if renderer.counters().num_cancelled > before:
+        if renderer.counters().online.num_cancelled > before:
             break
         time.sleep(0.1)
-    assert renderer.counters().num_cancelled == before + 1
-    assert renderer.counters().num_in_flight == 0
+    assert renderer.counters().online.num_cancelled == before + 1
+    assert renderer.counters().online.num_in_flight == 0

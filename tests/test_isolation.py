@@ -27,7 +27,7 @@ def test_a_failing_callback_fails_its_own_request(engine: DenoiseEngine) -> None
     with pytest.raises(ZeroDivisionError):
         bad.result(timeout=60)
     assert good.result(timeout=60).images.shape == (1, 64, 64, 3)
-    assert engine.counters().num_failed == 1
+    assert engine.counters().online.num_failed == 1
 
 
 def test_arguments_that_diffusers_refuses_fail_their_own_request(engine: DenoiseEngine) -> None:

@@ -163,9 +163,9 @@ def test_a_deadline_ends_a_request_and_is_not_tried_again(
         )
     assert (caught.value.status_code, caught.value.code) == (504, "deadline_exceeded")
     after = renderer.counters()
-    assert after.num_expired == before.num_expired + 1
-    assert after.num_completed == before.num_completed
-    assert after.num_in_flight == 0
+    assert after.online.num_expired == before.online.num_expired + 1
+    assert after.online.num_completed == before.online.num_completed
+    assert after.online.num_in_flight == 0
 
 
 def test_overload_is_a_429_that_says_when_and_clients_come_back(client: OpenAI) -> None:

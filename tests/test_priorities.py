@@ -29,11 +29,13 @@ class StepLog:
         return lambda _: self.names.append(name)
 
 
-def test_bulk_work_makes_no_step_while_online_work_is_there(engine: DenoiseEngine) -> None:
+def test_bulk_work_has_no_forward_of_its_own_while_online_work_is_there(
+    engine: DenoiseEngine,
+) -> None:
     log, gate = StepLog(), Gate()
     bulk = [
         engine.submit(
-            **arguments(i, num_inference_steps=30, callback_on_step_end=gate),
+            **arguments(i, num_inference_steps=30, width=96, height=96, callback_on_step_end=gate),
             on_step=log.of("bulk"),
             priority=Priority.BULK,
         )
@@ -51,9 +53,81 @@ def test_bulk_work_makes_no_step_while_online_work_is_there(engine: DenoiseEngin
     assert log.names.count("bulk") == 8 * 30
 
 
+def test_bulk_work_goes_in_the_rows_that_would_be_padding(small: DiffusionPipeline) -> None:
+    """Without guidance a picture is one row, and a forward in float32 has two or more."""
+    log, gate = StepLog(), Gate()
+    with DenoiseEngine(small, EngineConfig(bulk_delay=0)) as engine:
+        online = engine.submit(
+            **arguments(0, guidance_scale=1.0, num_inference_steps=40, callback_on_step_end=gate),
+            on_step=log.of("online"),
+        )
+        gate.reached.wait(30)
+        bulk = [
+            engine.submit(
+                **arguments(i, guidance_scale=1.0, num_inference_steps=10),
+                on_step=log.of(f"bulk {i}"),
+                priority=Priority.BULK,
+            )
+            for i in range(1, 4)
+        ]
+        gate.opened.set()
+        for ticket in [online, *bulk]:
+            ticket.result(timeout=60)
+        counters = engine.counters()
+    while_online = log.names[: len(log.names) - log.names[::-1].index("online")]
+    assert [while_online.count(f"bulk {i}") for i in range(1, 4)] == [10] * 3
+    assert counters.num_padding_rows < 40 - 25
+    assert (counters.online.num_rows, counters.bulk.num_rows) == (40, 30)
+
+
+def test_bulk_work_may_slow_online_work_down_by_a_part(small: DiffusionPipeline) -> None:
+    def rows_beside_online(part: float) -> int:
+        gate = Gate()
+        with DenoiseEngine(small, EngineConfig(bulk_delay=part)) as engine:
+            for number in (1, 4):  # what a row takes is learned from forwards of several
+                for ticket in [engine.submit(**arguments(i)) for i in range(number)]:
+                    ticket.result(timeout=60)
+            online = engine.submit(
+                **arguments(0, num_inference_steps=40, callback_on_step_end=gate)
+            )
+            gate.reached.wait(30)
+            bulk = [
+                engine.submit(**arguments(i, num_inference_steps=60), priority=Priority.BULK)
+                for i in range(4)
+            ]
+            gate.opened.set()
+            online.result(timeout=60)
+            rows = engine.counters().bulk.num_rows
+            for ticket in bulk:
+                ticket.cancel()
+        return rows
+
+    assert rows_beside_online(0) <= 2 * 4  # those of one forward, once the online one is done
+    assert rows_beside_online(10.0) > 2 * 40
+
+
+def test_a_floor_is_kept_for_bulk_work(small: DiffusionPipeline) -> None:
+    log, gate = StepLog(), Gate()
+    with DenoiseEngine(small, EngineConfig(bulk_floor=0.3)) as engine:
+        online = engine.submit(
+            **arguments(0, num_inference_steps=100, callback_on_step_end=gate),
+            on_step=log.of("online"),
+        )
+        gate.reached.wait(30)
+        bulk = engine.submit(
+            **arguments(1, num_inference_steps=10, width=96, height=96),
+            on_step=log.of("bulk"),
+            priority=Priority.BULK,
+        )
+        gate.opened.set()
+        for ticket in (online, bulk):
+            ticket.result(timeout=60)
+    assert log.names[-1] == "online"
+
+
 def test_bulk_work_cannot_fill_the_queue_of_online_work(small: DiffusionPipeline) -> None:
     gate = Gate()
-    with DenoiseEngine(small, EngineConfig(max_in_flight=1, max_queued=2)) as engine:
+    with DenoiseEngine(small, EngineConfig(max_in_flight=1, max_queued_bulk=2)) as engine:
         engine.submit(**arguments(0, callback_on_step_end=gate), priority=Priority.BULK)
         gate.reached.wait(30)
         for i in range(2):
@@ -83,7 +157,7 @@ def test_what_has_expired_is_dropped(engine: DenoiseEngine) -> None:
             ticket.result(timeout=60)
     other.result(timeout=60)
     assert len(steps) < 10
-    assert engine.counters().num_expired == 5
+    assert engine.counters().online.num_expired == 5
 
 
 def test_what_cannot_finish_is_refused(engine: DenoiseEngine) -> None:
@@ -96,7 +170,7 @@ def test_what_cannot_finish_is_refused(engine: DenoiseEngine) -> None:
     long = arguments(0, num_inference_steps=900)
     with pytest.raises(DeadlineExceeded):
         engine.submit(**long, timeout_s=seconds)
-    assert engine.counters().num_expired == 1
+    assert engine.counters().online.num_expired == 1
     engine.submit(**long, timeout_s=600).cancel()
     engine.submit(**arguments(0), timeout_s=60).result(timeout=60)
 

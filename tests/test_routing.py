@@ -13,8 +13,9 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from serving.routing import LeastBurdenRouter
+from shared.engine import Priority
 from shared.model_profile import ModelProfile
-from shared.request import CanonicalRequest, ImageRequest
+from shared.request import CanonicalRequest, Encoding, ImageRequest
 from tests.conftest import Cluster, free_port
 
 pytestmark = pytest.mark.cluster
@@ -31,7 +32,7 @@ MAX_RENDERINGS = 12
     ray_actor_options={"num_cpus": 0},
 )
 class Replica:
-    async def hold(self, _: CanonicalRequest) -> AsyncIterator[int]:
+    async def hold(self, _: CanonicalRequest, __: Encoding, ___: Priority) -> AsyncIterator[int]:
         """Say who it is, and be at work until the caller has enough."""
         yield os.getpid()
         await asyncio.Event().wait()
@@ -59,12 +60,18 @@ class Asker:
         self._profile = profile
         self._held: list[Any] = []  # streams; Serve is untyped
 
-    async def ask(self, side: int = 128, num_inference_steps: int = 20) -> int:
+    async def ask(
+        self,
+        side: int = 128,
+        num_inference_steps: int = 20,
+        priority: Priority = Priority.ONLINE,
+    ) -> int:
         """Return who has it."""
         request = ImageRequest(
             prompt="a", width=side, height=side, num_inference_steps=num_inference_steps
         )
-        answers = self._hold.remote(self._profile.canonical(request, seed=1))
+        canonical = self._profile.canonical(request, seed=1)
+        answers = self._hold.remote(canonical, Encoding(), priority)
         self._held.append(answers)
         async with asyncio.timeout(30):
             pid: int = await anext(answers)
@@ -105,6 +112,18 @@ def test_small_ones_go_where_no_large_one_is(runner: asyncio.Runner, asker: Aske
     # The large one burdens as much as 6.3 of these.
     assert with_large not in runner.run(asker.ask_in_turn(7))
     assert runner.run(asker.ask()) == with_large
+
+
+def test_bulk_ones_go_where_both_are_least_and_online_ones_as_if_there_were_none(
+    runner: asyncio.Runner, asker: Asker
+) -> None:
+    with_online = runner.run(asker.ask(side=512, num_inference_steps=50))
+    with_bulk = runner.run(asker.ask(priority=Priority.BULK))
+    assert with_bulk != with_online
+    for _ in range(2):  # so much that others of its kind go elsewhere
+        assert runner.run(asker.ask(256, 50, Priority.BULK)) == with_bulk
+    assert runner.run(asker.ask(256, 50, Priority.BULK)) == with_online
+    assert runner.run(asker.ask_in_turn(6)) == {with_bulk}
 
 
 def test_a_full_one_gets_no_more_though_another_is_burdened_more(

@@ -244,7 +244,7 @@ def test_a_request_survives_the_generator_that_rendered_it(host: str) -> None:
             threads.submit(requests.post, f"{host}/imagine", json=request, timeout=240)
             for _ in range(2)
         ]
-        while requests.get(f"{host}/stats", timeout=10).json()["num_in_flight"] < 3:
+        while requests.get(f"{host}/stats", timeout=10).json()["online"]["num_in_flight"] < 3:
             assert not any(call.done() for call in calls), "too short to be killed meanwhile"
         os.kill(_generator_pid("open"), signal.SIGKILL)
         answers = [call.result() for call in calls]
@@ -255,7 +255,7 @@ def test_a_request_survives_the_generator_that_rendered_it(host: str) -> None:
 
 
 def test_a_listener_that_leaves_frees_its_place(host: str) -> None:
-    before = requests.get(f"{host}/stats", timeout=10).json()["num_cancelled"]
+    before = requests.get(f"{host}/stats", timeout=10).json()["online"]["num_cancelled"]
     request = {"prompt": "a", "num_inference_steps": 150}
     with requests.post(f"{host}/imagine/events", json=request, timeout=60, stream=True) as stream:
         next(read_events(stream))
@@ -313,7 +313,7 @@ def test_it_is_ready_while_its_generator_answers(host: str) -> None:
 
 def test_prometheus_sees_what_the_engine_did(host: str, cluster: Cluster) -> None:
     requests.get(f"{host}/imagine", {"prompt": "a", **SMALL}, timeout=60)
-    number = requests.get(f"{host}/stats", timeout=10).json()["num_completed"]
+    number = requests.get(f"{host}/stats", timeout=10).json()["online"]["num_completed"]
     asked = {name for query in queries() for name in re.findall(r"ray_serve_\w+", query)}
     ours = ("forwards_total", "forward_seconds_total", "rows_total", "backlog_seconds")
     missing = asked | {f"ray_sd_{name}" for name in (*ours, "queue_seconds_bucket")}
@@ -360,13 +360,13 @@ def test_many_that_leave_disturb_nobody_and_leave_nothing_behind(host: str) -> N
 
     assert [response.content for response in asyncio.run(storm())] == expected
     stats = requests.get(f"{host}/stats", timeout=10).json()
-    assert stats["num_cancelled"] > 0
+    assert stats["online"]["num_cancelled"] > 0
     for _ in range(50):
         stats = requests.get(f"{host}/stats", timeout=10).json()
-        if stats["num_in_flight"] + stats["num_waiting"] == 0:
+        if stats["online"]["num_in_flight"] + stats["online"]["num_waiting"] == 0:
             break
         time.sleep(0.1)
-    assert stats["num_in_flight"] + stats["num_waiting"] == 0
+    assert stats["online"]["num_in_flight"] + stats["online"]["num_waiting"] == 0
 
 
 def test_serve_build_takes_the_bound_application(tmp_path: Path) -> None:
@@ -390,11 +390,11 @@ def _pipeline_kwargs(request: dict[str, Any]) -> dict[str, Any]:
 def _wait_for_cancelled(host: str, number: int) -> None:
     for _ in range(50):
         stats = requests.get(f"{host}/stats", timeout=10).json()
-        if stats["num_cancelled"] == number:
+        if stats["online"]["num_cancelled"] == number:
             break
         time.sleep(0.1)
-    assert stats["num_cancelled"] == number
-    assert stats["num_in_flight"] == 0
+    assert stats["online"]["num_cancelled"] == number
+    assert stats["online"]["num_in_flight"] == 0
 
 
 def _generator_pid(application: str) -> int:

@@ -2,6 +2,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+
 from shared.engine.step_scheduler import StepScheduler
 
 
@@ -100,9 +102,77 @@ def test_the_first_priority_goes_first() -> None:
     assert names(step_scheduler.next_calls(0)) == ["bulk"]
 
 
-def test_priorities_do_not_share_a_forward() -> None:
-    step_scheduler = scheduler(Call("bulk", "a", priority=1), Call("online", "a", priority=0))
-    assert names(step_scheduler.next_calls(0)) == ["online"]
+def with_room(spare: int, *calls: Call, budget: int = 100) -> StepScheduler[Call]:
+    step_scheduler = StepScheduler[Call]({"denoise": budget, "decode": 0}, lambda own: spare)
+    for call in calls:
+        step_scheduler.add(call)
+    return step_scheduler
+
+
+def test_a_later_priority_goes_as_a_guest_where_there_is_room_to_spare() -> None:
+    online = Call("online", "a", pixels=2)
+    bulk = [Call(str(i), "a", pixels=2, priority=1, submitted_at=i - 9) for i in range(4)]
+    assert turns(with_room(0, online, *bulk), now=0, number=3) == ["online"] * 3
+    assert turns(with_room(5, online, *bulk), now=0, number=3) == ["0+1+online"] * 3
+    assert turns(with_room(50, online, *bulk, budget=8), now=0, number=1) == ["0+1+2+online"]
+
+
+def test_guests_are_of_the_same_lane() -> None:
+    guests = [Call("size", "b", priority=1), Call("adapter", "a", priority=1, setup=("ink",))]
+    step_scheduler = with_room(50, Call("online", "a"), *guests)
+    assert turns(step_scheduler, now=0, number=3) == ["online"] * 3
+
+
+def test_who_can_go_soon_may_start() -> None:
+    step_scheduler = with_room(5)
+    assert step_scheduler.may_start(1, pixels=2)  # nobody else is there
+    step_scheduler.add(Call("online", "a"))
+    assert not step_scheduler.may_start(1, pixels=2)  # no forward has shown room
+    turns(step_scheduler, now=0, number=1)
+    assert step_scheduler.may_start(1, pixels=5)
+    assert not step_scheduler.may_start(1, pixels=6)
+    step_scheduler.add(Call("bulk", "a", pixels=4, priority=1))
+    turns(step_scheduler, now=0, number=1)
+    assert not step_scheduler.may_start(1, pixels=2)  # the guest took the room
+    assert step_scheduler.may_start(0, pixels=1000)
+
+
+def test_a_floor_is_kept_and_no_more() -> None:
+    calls = [Call("online", "a"), Call("bulk", "b", priority=1)]
+    step_scheduler = StepScheduler[Call]({"denoise": 100, "decode": 0}, floor=0.25)
+    for call in calls:
+        step_scheduler.add(call)
+    served = Counter(turns(step_scheduler, now=0, number=400))
+    assert served["bulk"] == pytest.approx(100, abs=1)
+    # Nothing is owed for the time in which nobody was there, nor for that of others' absence.
+    step_scheduler.remove(calls[1])
+    turns(step_scheduler, now=400, number=400)
+    step_scheduler.add(calls[1])
+    served = Counter(turns(step_scheduler, now=800, number=40))
+    assert served["bulk"] == pytest.approx(10, abs=1)
+
+
+def test_what_guests_have_counts_towards_the_floor() -> None:
+    calls = [Call("online", "a", pixels=2), Call("bulk", "a", pixels=2, priority=1)]
+    step_scheduler = StepScheduler[Call]({"denoise": 8, "decode": 0}, lambda own: 2, floor=0.4)
+    for call in calls:
+        step_scheduler.add(call)
+    assert set(turns(step_scheduler, now=0, number=50)) == {"online+bulk"}
+
+
+def test_of_a_floor_one_may_start_and_more_when_they_are_due() -> None:
+    step_scheduler = StepScheduler[Call]({"denoise": 8, "decode": 0}, floor=0.25)
+    online, bulk = Call("online", "a"), Call("bulk", "b", priority=1)
+    step_scheduler.add(online)
+    assert step_scheduler.may_start(1, pixels=2)
+    step_scheduler.add(bulk)
+    may = []
+    for now in range(8):
+        may.append(step_scheduler.may_start(1, pixels=2))
+        for call in step_scheduler.next_calls(now):
+            step_scheduler.add(call)
+    assert not all(may)
+    assert any(may)
 
 
 def test_a_forward_stays_within_its_budget() -> None:

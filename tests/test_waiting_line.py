@@ -11,7 +11,7 @@ class Request:
 
 
 def line(*requests: Request) -> WaitingLine[Request]:
-    waiting = WaitingLine[Request](max_waiting=3, max_in_flight=2, max_pixels=25)
+    waiting = WaitingLine[Request](max_waiting={0: 3, 1: 2}, max_in_flight=2, max_pixels=25)
     for request in requests:
         waiting.add(request)
     return waiting
@@ -37,12 +37,14 @@ def test_what_is_larger_than_all_the_room_runs_alone() -> None:
 
 
 def test_priorities_have_room_of_their_own() -> None:
-    bulk = [Request(str(i), priority=1) for i in range(3)]
-    waiting = line(*bulk, Request("online"))
+    bulk = [Request(str(i), priority=1) for i in range(2)]
+    waiting = line(*bulk, Request("online"), Request("online"))
     assert waiting.is_full(1)
+    assert [waiting.num_waiting(priority) for priority in (0, 1)] == [2, 2]
+    assert waiting.first(1) is bulk[0]
     assert not waiting.is_full(0)
-    assert waiting.take(0, bulk[:2]) is not None
-    assert waiting.take(1, bulk[:2]) is None
+    assert waiting.take(0, bulk) is not None
+    assert waiting.take(1, bulk) is None
 
 
 def test_those_of_the_first_priority_are_listed_first() -> None:

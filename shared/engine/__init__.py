@@ -17,6 +17,7 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     step_scheduler    who goes next                           (policy, no tensors)
     waiting_line      who is let in                           (policy, no tensors)
     step_times        who can finish when                     (policy, no tensors)
+    guest_time        how much guests may slow others down    (policy, no tensors)
     expected_work     what a request will take                (reads arguments)
     forwards          shared forwards: rules, memory, failures
     pipeline_copies   a pipeline of each request's own
@@ -29,12 +30,20 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
 
 from shared.engine.engine import DenoiseEngine
 from shared.engine.row_rule import RowRule
-from shared.engine.tickets import EngineCounters, Priority, RequestStats, Step, Ticket
+from shared.engine.tickets import (
+    EngineCounters,
+    Priority,
+    RequestCounters,
+    RequestStats,
+    Step,
+    Ticket,
+)
 
 __all__ = [
     "DenoiseEngine",
     "EngineCounters",
     "Priority",
+    "RequestCounters",
     "RequestStats",
     "RowRule",
     "Step",

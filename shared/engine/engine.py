@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -23,6 +23,7 @@ from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.device_timer import DeviceTimer
 from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
 from shared.engine.forwards import Forwards
+from shared.engine.guest_time import GuestTime
 from shared.engine.pipeline_copies import PipelineCopies
 from shared.engine.prompt_cache import PromptCache
 from shared.engine.row_rule import RowRule
@@ -30,7 +31,14 @@ from shared.engine.step_batch import StepCall
 from shared.engine.step_scheduler import StepScheduler
 from shared.engine.step_times import StepTimes, Work
 from shared.engine.takeover import check_same_modules, take_over
-from shared.engine.tickets import EngineCounters, Priority, RequestStats, Step, Ticket
+from shared.engine.tickets import (
+    EngineCounters,
+    Priority,
+    RequestCounters,
+    RequestStats,
+    Step,
+    Ticket,
+)
 from shared.engine.waiting_line import WaitingLine
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
 
@@ -119,16 +127,26 @@ class _Forward:
 
 
 @dataclass
+class _RequestTotals:
+    """Sums behind the counters of one priority."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    num_rows: int = 0
+    queue_s: float = 0.0
+    work_s: float = 0.0
+
+
+@dataclass
 class _Totals:
     """Sums behind the counters."""
 
-    ends: Counter[str] = field(default_factory=Counter)
+    of: dict[Priority, _RequestTotals] = field(
+        default_factory=lambda: {priority: _RequestTotals() for priority in Priority}
+    )
     requests_per_forward: Counter[int] = field(default_factory=Counter)
     num_decodes: int = 0
     denoise_s: float = 0.0
     decode_s: float = 0.0
-    queue_s: float = 0.0
-    work_s: float = 0.0
 
 
 class DenoiseEngine:
@@ -144,7 +162,10 @@ class DenoiseEngine:
         self._config = (config or EngineConfig()).on(pipeline.device.type)
         self._changed = threading.Condition()  # guards what submit() and counters() look at
         self._waiting = WaitingLine[_Request](
-            max_waiting=self._config.max_queued,
+            max_waiting={
+                Priority.ONLINE: self._config.max_queued,
+                Priority.BULK: self._config.max_queued_bulk,
+            },
             max_in_flight=self._config.max_in_flight,
             max_pixels=self._config.max_pixels_in_flight,
         )
@@ -156,6 +177,7 @@ class DenoiseEngine:
         self._timer = DeviceTimer[_Forward](pipeline.device)
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
+        self._guest_time = GuestTime(self._config.bulk_delay)
         self._copies = PipelineCopies()
         self._pixels_per_latent = pipeline_scale(pipeline) ** 2
         self._forwards = Forwards(self._config, self._pixels_per_latent)
@@ -165,7 +187,9 @@ class DenoiseEngine:
             {
                 "denoise": self._config.max_pixels_per_forward,
                 "decode": self._config.max_pixels_per_decode,
-            }
+            },
+            self._spare_pixels,
+            self._config.bulk_floor,
         )
         self._thread = threading.Thread(target=self._main, name="denoise-engine", daemon=True)
         self._thread.start()
@@ -261,17 +285,12 @@ class DenoiseEngine:
         with self._changed:
             totals = self._totals
             return EngineCounters(
-                **totals.ends,
+                online=self._request_counters(Priority.ONLINE),
+                bulk=self._request_counters(Priority.BULK),
                 busy_s=totals.denoise_s + totals.decode_s,
                 decode_s=totals.decode_s,
                 stalled_s=self._stalled_s(),
-                queue_s=totals.queue_s,
-                work_s=totals.work_s,
-                backlog_s=sum(map(self._share_s, self._under_way())),
-                num_waiting=len(self._waiting),
-                num_in_flight=len(self._running),
                 num_decodes=totals.num_decodes,
-                num_rows=self._forwards.num_rows,
                 num_padding_rows=self._forwards.num_padding_rows,
                 num_bisections=self._forwards.num_bisections,
                 num_lane_switches=self._step_scheduler.num_lane_switches,
@@ -281,6 +300,20 @@ class DenoiseEngine:
                 prompt_cache_bytes=self._prompts.num_bytes,
                 forwards_by_requests=dict(sorted(totals.requests_per_forward.items())),
             )
+
+    def _request_counters(self, priority: Priority) -> RequestCounters:
+        totals = self._totals.of[priority]
+        under_way = [each for each in self._under_way() if each.priority == priority]
+        num_waiting = self._waiting.num_waiting(priority)
+        return RequestCounters(
+            **totals.ends,
+            num_waiting=num_waiting,
+            num_in_flight=len(under_way) - num_waiting,
+            num_rows=totals.num_rows,
+            queue_s=totals.queue_s,
+            work_s=totals.work_s,
+            backlog_s=sum(map(self._share_s, under_way)),
+        )
 
     def num_ahead(self, ticket: Ticket) -> int:
         """How many requests are let in before this one; 0 once it runs, or has ended."""
@@ -322,13 +355,14 @@ class DenoiseEngine:
         with self._changed:
             self._raise_unless_open()
             if self._waiting.is_full(request.priority):
-                raise QueueFull(f"{self._config.max_queued} requests are already waiting")
+                num_waiting = self._waiting.num_waiting(request.priority)
+                raise QueueFull(f"{num_waiting} requests are already waiting")
             if not self._can_finish(request, self._under_way(), request.submitted_at):
                 if self._can_finish(request, [], request.submitted_at):
                     raise QueueFull("the work under way leaves it too little time")
-                self._totals.ends["num_expired"] += 1
+                self._totals.of[request.priority].ends["num_expired"] += 1
                 raise DeadlineExceeded("it cannot be finished in the time that it has")
-            self._totals.work_s += self._share_s(request)
+            self._totals.of[request.priority].work_s += self._share_s(request)
             self._waiting.add(request)
             self._changed.notify_all()
 
@@ -350,8 +384,11 @@ class DenoiseEngine:
 
     def _work(self, request: _Request) -> Work:
         expected = request.expected
-        rows = expected.pictures * self._rows_per_picture[expected.guided]
-        return Work(expected.pixels, rows, expected.steps)
+        return Work(expected.pixels, self._rows(request), expected.steps)
+
+    def _rows(self, request: _Request) -> int:
+        expected = request.expected
+        return expected.pictures * self._rows_per_picture[expected.guided]
 
     def _work_left(self, request: _Request) -> Work:
         work = self._work(request)
@@ -431,19 +468,27 @@ class DenoiseEngine:
             function = functools.partial(self._call_pipeline, request)
             request.run = PipelineRun(function, request.context)
             self._settle(request, request.run.start())
+            if self._is_guest(request):  # a start takes time too, and others wait
+                self._guest_time.spend(time.perf_counter() - now)
+                return
 
     def _next_admitted(self) -> _Request | None:
-        """Bulk work is let in only while no online work is under way: starting takes time too."""
+        """Bulk work is let in only where it would go soon: what is started takes up memory."""
         with self._changed:
-            under_way = self._step_scheduler.first_priority()
             for priority in Priority:
-                if under_way is not None and under_way < priority:
-                    return None
+                first = self._waiting.first(priority)
+                if first is None or not self._step_scheduler.may_start(
+                    priority, first.expected.pixels * self._rows(first)
+                ):
+                    continue
                 request = self._waiting.take(priority, self._running)
                 if request is not None:
                     self._running.append(request)
                     return request
             return None
+
+    def _is_guest(self, request: _Request) -> bool:
+        return request.priority != self._step_scheduler.first_priority()
 
     def _call_pipeline(self, request: _Request) -> Any:
         copy = self._copies.copy(request.pipeline, request.scheduler, request.on_step)
@@ -454,6 +499,7 @@ class DenoiseEngine:
         calls = self._step_scheduler.next_calls(now)
         if not calls:
             return
+        self._spend_on_guests(calls)
         outputs = self._forward(calls)
         self._count_forward(calls)
         self._learn_times()
@@ -466,6 +512,31 @@ class DenoiseEngine:
         if not self._running:  # and nothing may come for long
             self._timer.wait()
             self._learn_times()
+
+    def _spare_pixels(self, calls: Sequence[_Parked]) -> int:
+        """What bulk calls may add to a forward of these: instead of padding, and of their time."""
+        first, rows = calls[0], sum(call.step.rows for call in calls)
+        if not rows or first.kind == "decode" or first.priority == Priority.BULK:
+            return 0
+        full = self._forwards.full_rows(first.step, rows)
+        size = first.kind, first.pixels_per_row
+        most = full + self._guest_time.rows(
+            self._times.of_forward(*size, full), self._times.of_row(*size)
+        )
+        while self._forwards.full_rows(first.step, most) > most:
+            most -= 1
+        return (most - rows) * first.pixels_per_row
+
+    def _spend_on_guests(self, calls: list[_Parked]) -> None:
+        own, guests = (
+            sum(call.step.rows for call in calls if call.priority == priority)
+            for priority in Priority
+        )
+        first = calls[0]
+        row_s = self._times.of_row(first.kind, first.pixels_per_row)
+        if own and guests and row_s:
+            full = functools.partial(self._forwards.full_rows, first.step)
+            self._guest_time.spend((full(own + guests) - full(own)) * row_s)
 
     def _forward(self, calls: list[_Parked]) -> list[Any]:
         """Each call's output, or its exception."""
@@ -548,13 +619,15 @@ class DenoiseEngine:
             num_shared_forwards=request.num_shared_forwards,
         )
         with self._changed:
-            self._totals.queue_s += queue_s
-            self._totals.ends["num_completed"] += 1
+            totals = self._totals.of[request.priority]
+            totals.queue_s += queue_s
+            totals.ends["num_completed"] += 1
         request.ticket.complete(result, stats)
 
     def _fail(self, request: _Request, error: BaseException) -> None:
         with self._changed:
-            self._totals.ends[_ENDS.get(type(error), "num_failed")] += 1
+            ends = self._totals.of[request.priority].ends
+            ends[_ENDS.get(type(error), "num_failed")] += 1
         request.ticket.fail(error)
 
     def _die(self, error: BaseException) -> None:
@@ -576,8 +649,10 @@ class DenoiseEngine:
         with self._changed:
             if calls[0].kind == "decode":
                 self._totals.num_decodes += 1
-            else:
-                self._totals.requests_per_forward[len(calls)] += 1
+                return
+            self._totals.requests_per_forward[len(calls)] += 1
+            for call in calls:
+                self._totals.of[call.request.priority].num_rows += call.step.rows
 
     def _learn_times(self) -> None:
         with self._changed:

@@ -31,7 +31,6 @@ class Forwards:
         self._default_rules: dict[tuple[int, int], RowRule] = {}  # by module and size
         # Latents of a forward, by kind, where memory ran out.
         self.max_latents: dict[str, int] = {}
-        self.num_rows = 0
         self.num_padding_rows = 0
         self.num_bisections = 0
 
@@ -51,7 +50,6 @@ class Forwards:
             failure = error
         else:
             if calls[0].kind == "denoise" and rows:
-                self.num_rows += rows
                 self.num_padding_rows += sum(rule.chunks(rows, max_rows)) - rows
             return outputs
         if _is_out_of_memory(failure):
@@ -86,6 +84,18 @@ class Forwards:
 
         Decodes are under one if several pictures may share a decode, else of their own size.
         """
+        known = self._known_rule(call)
+        return self.find_rule(call) if known is None else known
+
+    def full_rows(self, call: StepCall, rows: int) -> int:
+        """The rows that a forward of `rows` such rows has in the end, with those that fill it up.
+
+        Where their rule has yet to be searched, as many as there are.
+        """
+        rule = self._known_rule(call) or RowRule()
+        return sum(rule.chunks(rows, self._rows_that_fit(call)))
+
+    def _known_rule(self, call: StepCall) -> RowRule | None:
         if not call.rows or (call.kind == "decode" and not self._config.max_pixels_per_decode):
             return RowRule()
         method = call.call.method
@@ -95,7 +105,7 @@ class Forwards:
         if (found := self._found_rules.get(_scope(call))) is not None:
             return found
         if device_type(call.call.module) != "cpu":
-            return self.find_rule(call)
+            return None
         key = id(call.call.module), call.latents_per_row
         if key not in self._default_rules:
             self._default_rules[key] = default_rule(call)

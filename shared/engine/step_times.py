@@ -46,9 +46,13 @@ class _Line:
 
     def of_forward(self, rows: int) -> float:
         """Seconds of a forward of `rows`; of unseen company, rows cost what they did without."""
-        if not self._spread():
+        if not self.knows_rows():
             return self.seconds / self.weight * max(1.0, rows * self.weight / self.rows)
         return self.per_forward() + rows * self.per_row()
+
+    def knows_rows(self) -> bool:
+        """Whether forwards of different rows were seen."""
+        return self._spread() > 0
 
     def _spread(self) -> float:
         spread = self.rows_squared * self.weight - self.rows**2
@@ -67,6 +71,16 @@ class StepTimes:
     def observe(self, kind: str, pixels: int, rows: int, seconds: float) -> None:
         """A forward of `rows` rows of `pixels` each took `seconds`."""
         self._lines.setdefault((kind, pixels), _Line()).observe(rows, seconds)
+
+    def of_forward(self, kind: str, pixels: int, rows: int) -> float:
+        """Seconds of a forward of `rows` such rows; 0 where none ran."""
+        line = self._lines.get((kind, pixels))
+        return line.of_forward(rows) if line else 0.0
+
+    def of_row(self, kind: str, pixels: int) -> float | None:
+        """Seconds that one more such row takes; None as long as all forwards had equal rows."""
+        line = self._lines.get((kind, pixels))
+        return line.per_row() if line and line.knows_rows() else None
 
     def seconds_left(self, work: Work, others: Iterable[Work]) -> float:
         """The least time in which `work` can be done while `others` are in the same forwards.

@@ -18,6 +18,11 @@ class Priority(IntEnum):
     ONLINE = 0
     BULK = 1
 
+    @property
+    def label(self) -> str:
+        """As people write it."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True)
 class Step:
@@ -45,17 +50,12 @@ class RequestStats:
 
 
 @dataclass(frozen=True)
-class EngineCounters:
-    """What an engine has done so far, and what it holds.
+class RequestCounters:
+    """What became of requests of one priority, and how many there are.
 
-    `num_expired` counts requests refused or dropped for their deadline. Forwards are those of the
-    denoiser: `forwards_by_requests[k]` counts those that k requests shared. Of their rows,
-    `num_padding_rows` were there only to fill a forward up. `num_bisections` counts forwards and
-    decodes that were cut in two because they failed or ran out of memory. `busy_s` are the seconds
-    in forwards and decodes that have ended, `decode_s` those in decodes. `stalled_s` are those
-    since the engine began what it is at: one step, or the start of one request. `work_s` are
-    seconds that all requests so far take of an engine whose forwards are full, by the times that it
-    has learned, and `backlog_s` those of what is left.
+    `num_expired` counts those refused or dropped for their deadline, `num_rows` their rows of the
+    denoiser's forwards. `work_s` are seconds that all so far take of an engine whose forwards are
+    full, by the times that it has learned, and `backlog_s` those of what is left.
     """
 
     num_completed: int = 0
@@ -64,8 +64,27 @@ class EngineCounters:
     num_expired: int = 0
     num_waiting: int = 0
     num_in_flight: int = 0
-    num_decodes: int = 0
     num_rows: int = 0
+    queue_s: float = 0.0
+    work_s: float = 0.0
+    backlog_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """What an engine has done so far, and what it holds, for online and for bulk requests.
+
+    Forwards are those of the denoiser: `forwards_by_requests[k]` counts those that k requests
+    shared. Beside the requests' rows, `num_padding_rows` were there only to fill a forward up.
+    `num_bisections` counts forwards and decodes that were cut in two because they failed or ran out
+    of memory. `busy_s` are the seconds in forwards and decodes that have ended, `decode_s` those in
+    decodes. `stalled_s` are those since the engine began what it is at: one step, or the start of
+    one request.
+    """
+
+    online: RequestCounters = RequestCounters()
+    bulk: RequestCounters = RequestCounters()
+    num_decodes: int = 0
     num_padding_rows: int = 0
     num_lane_switches: int = 0
     num_adapter_switches: int = 0
@@ -76,10 +95,10 @@ class EngineCounters:
     busy_s: float = 0.0
     decode_s: float = 0.0
     stalled_s: float = 0.0
-    queue_s: float = 0.0
-    work_s: float = 0.0
-    backlog_s: float = 0.0
     forwards_by_requests: dict[int, int] = field(default_factory=dict)
+
+    def of(self, priority: Priority) -> RequestCounters:
+        return {Priority.ONLINE: self.online, Priority.BULK: self.bulk}[priority]
 
     @property
     def num_forwards(self) -> int:

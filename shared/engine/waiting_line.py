@@ -1,7 +1,7 @@
 """Who is let in next: requests that wait, by priority and then by arrival. No tensors."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 
@@ -23,12 +23,12 @@ RequestT = TypeVar("RequestT", bound=Waiting)
 class WaitingLine(Generic[RequestT]):
     """Requests by priority. Each priority has bounds of its own, so that none can fill another's.
 
-    `max_waiting` bounds who waits; `max_in_flight` requests of `max_pixels` in all may run. A
-    request over `max_pixels` runs when none of its priority does.
+    `max_waiting` bounds who waits, by priority; of each, `max_in_flight` requests of `max_pixels`
+    in all may run. A request over `max_pixels` runs when none of its priority does.
     """
 
-    def __init__(self, max_waiting: int, max_in_flight: int, max_pixels: int) -> None:
-        self._max_waiting = max_waiting
+    def __init__(self, max_waiting: Mapping[int, int], max_in_flight: int, max_pixels: int) -> None:
+        self._max_waiting = dict(max_waiting)
         self._max_in_flight = max_in_flight
         self._max_pixels = max_pixels
         self._lines: dict[int, deque[RequestT]] = {}
@@ -41,7 +41,15 @@ class WaitingLine(Generic[RequestT]):
             yield from self._lines[priority]
 
     def is_full(self, priority: int) -> bool:
-        return len(self._lines.get(priority, ())) >= self._max_waiting
+        return self.num_waiting(priority) >= self._max_waiting[priority]
+
+    def num_waiting(self, priority: int) -> int:
+        return len(self._lines.get(priority, ()))
+
+    def first(self, priority: int) -> RequestT | None:
+        """The longest waiting of this priority."""
+        line = self._lines.get(priority)
+        return line[0] if line else None
 
     def add(self, request: RequestT) -> None:
         self._lines.setdefault(request.priority, deque()).append(request)
