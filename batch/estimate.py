@@ -28,7 +28,7 @@ class Estimate(Settings):
     num_bytes: int
 
 
-def estimate(
+def estimate_on_engines(
     plan: Plan,
     output: OutputFolder,
     make_renderer: Callable[[], ImageRenderer],
@@ -37,7 +37,7 @@ def estimate(
     """Render some of the pictures on one engine, and draw from them on all."""
     sample = _sample(plan, output)
     seconds, num_bytes = ray.get(
-        ray.remote(_render)
+        ray.remote(_render_there)
         .options(
             num_cpus=workers.num_cpus,
             num_gpus=workers.num_gpus,
@@ -45,8 +45,26 @@ def estimate(
         )
         .remote(make_renderer, sample)
     )
-    pixels, pixel_steps = _work(plan, output)
     engines = min(workers.concurrency, plan.num_shards)
+    return _extrapolated(plan, output, sample, seconds, num_bytes, engines)
+
+
+async def estimate(plan: Plan, output: OutputFolder, renderer: ImageRenderer) -> Estimate:
+    """The same with what renders all of them."""
+    sample = _sample(plan, output)
+    seconds, num_bytes = await _render(renderer, sample)
+    return _extrapolated(plan, output, sample, seconds, num_bytes)
+
+
+def _extrapolated(
+    plan: Plan,
+    output: OutputFolder,
+    sample: list[CanonicalRequest],
+    seconds: float,
+    num_bytes: int,
+    engines: int = 1,
+) -> Estimate:
+    pixels, pixel_steps = _work(plan, output)
     return Estimate(
         num_sampled=len(sample),
         sample_s=seconds,
@@ -74,17 +92,15 @@ def _work(plan: Plan, output: OutputFolder) -> tuple[int, int]:
     return pixels, pixel_steps
 
 
-def _render(
+def _render_there(
     make_renderer: Callable[[], ImageRenderer], requests: list[CanonicalRequest]
 ) -> tuple[float, int]:
-    """Seconds and bytes that `requests` take, rendered together by an engine that is warm."""
-    renderer = make_renderer()
+    return asyncio.run(_render(make_renderer(), requests))
 
-    async def render(together: list[CanonicalRequest]) -> int:
-        images = await asyncio.gather(*map(renderer.render, together))
-        return sum(len(image.data) for image in images)
 
-    asyncio.run(render(requests[:1]))
+async def _render(renderer: ImageRenderer, requests: list[CanonicalRequest]) -> tuple[float, int]:
+    """Seconds and bytes that `requests` take, rendered together by what is warm."""
+    await renderer.render(requests[0])
     started = time.perf_counter()
-    num_bytes = asyncio.run(render(requests))
-    return time.perf_counter() - started, num_bytes
+    images = await asyncio.gather(*map(renderer.render, requests))
+    return time.perf_counter() - started, sum(len(image.data) for image in images)

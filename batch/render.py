@@ -49,6 +49,10 @@ _NEWS_EVERY_S = 1.0
 _MAX_BLOCKS = 2000
 
 
+class CannotRender(RuntimeError):
+    """Whoever renders cannot go on, whatever the picture; the message says why."""
+
+
 class ImageRenderer(Protocol):
     """What renders: `shared.renderer.Renderer`, or another of its kind."""
 
@@ -68,12 +72,17 @@ class Workers(Settings):
 
 @dataclass(frozen=True)
 class Job:
-    """What every engine needs to know. `make_renderer` is called where it is to render."""
+    """What every engine needs to know. `make_renderer` is called where it is to render.
+
+    What it gives works on so many pictures at once, with those that are being stored, and shards.
+    """
 
     output: str
     format: Format
     make_renderer: Callable[[], ImageRenderer]
     retry_failed: bool = False
+    images_at_once: int = _IMAGES_AT_ONCE
+    shards_at_once: int = SHARDS_AT_ONCE
 
 
 def metadata_file(shard: str) -> str:
@@ -123,12 +132,29 @@ def render_shards(
         runtime_env={"env_vars": CPU_WORKER},
         compute=ActorPoolStrategy(
             size=workers.concurrency,
-            max_tasks_in_flight_per_actor=2 * SHARDS_AT_ONCE,
-            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            max_tasks_in_flight_per_actor=2 * job.shards_at_once,
+            max_concurrent_calls_per_actor=job.shards_at_once,
         ),
     )
     for row in committed.iter_rows():
         yield row["shard"]
+
+
+async def render_here(shards: list[str], job: Job, ledger: Ledger) -> None:
+    """As `render_shards`, by this process, for renderers that only ask others."""
+    renderer = ShardRenderer(job, ledger)
+    left = iter(shards)
+
+    async def keep_rendering() -> None:
+        for shard in left:
+            await renderer.render(shard)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(job.shards_at_once):
+                group.create_task(keep_rendering())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 class _RemoteLedger:
@@ -194,8 +220,8 @@ class ShardRenderer:
         self._ledger = ledger
         self._output = OutputFolder(job.output)
         self._renderer = job.make_renderer()
-        self._engine = _Sharing(SHARDS_AT_ONCE)
-        self._room = asyncio.Semaphore(_IMAGES_AT_ONCE)
+        self._engine = _Sharing(job.shards_at_once)
+        self._room = asyncio.Semaphore(job.images_at_once)
 
     async def render(self, shard: str) -> None:
         """Store the shard's pictures, then its metadata in one write: that commits it."""
@@ -231,7 +257,7 @@ class ShardRenderer:
             planned = shard.images[row]
             try:
                 image = await self._renderer.render(planned.request)
-            except EngineDead:
+            except (CannotRender, EngineDead):
                 raise
             except Exception as error:
                 await self._fail(shard, row, error)

@@ -27,7 +27,7 @@ from batch.plan import Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
 from batch.reconcile import reconcile
 from batch.render import Job, Workers, metadata_file, render_shards, start_ledger
-from jobs.render import start_ray
+from jobs.renderers import start_ray
 from shared.config import ModelConfig
 from shared.model_files import describe_model
 from shared.model_profile import ModelProfile

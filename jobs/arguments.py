@@ -17,6 +17,7 @@ num_inference_steps, guidance_scale, scheduler and seed. Run it again to go on w
 _EPILOG = """
 examples:
   python -m jobs.render --input examples/prompts.parquet --output out
+  python -m jobs.render --via-service http://localhost:8000 --input ... --output out
   python -m jobs.render --replay out/images/000000/2f9c...png
   ray job submit --working-dir . -- \\
       python -m jobs.render --input s3://bucket/prompts --output s3://bucket/pictures
@@ -40,7 +41,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="only plan, and estimate time and size")
     add("--retry-failed", action="store_true", help="render the pictures that failed once more")
     add("--replay", metavar="IMAGE", help="only render this PNG file of ours again, and compare")
-    add("--model", help="bundled name, local folder or hub id (postcard)")
+    add(
+        "--via-service",
+        metavar="APP|URL",
+        help="let a running service render, when it has nothing else to do: a Serve application of "
+        "this cluster, or https://host with the token in API_TOKEN (docs/bulk.md)",
+    )
+    add("--model", help="bundled name, local folder or hub id (postcard); or one that is served")
     add_adapter(parser)
     add_compile(parser)
     add_byte_identical(parser)
@@ -73,7 +80,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.replay and not (options.input and (options.output or options.dry_run)):
         parser.error("--input and --output are required")
+    if options.via_service:
+        _refuse_what_the_service_decides(parser, options)
     return options
+
+
+# Options of the engines, which a service has already.
+_OF_ENGINES = (
+    "adapter",
+    "byte_identical",
+    "compile",
+    "concurrency",
+    "device",
+    "dtype",
+    "num_cpus",
+    "num_gpus",
+    "replay",
+)
+
+
+def _refuse_what_the_service_decides(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
+    for name in _OF_ENGINES:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"{flag(name)} is the service's to say, and cannot be with --via-service")
 
 
 def flag(name: str) -> str:

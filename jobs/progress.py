@@ -13,10 +13,19 @@ _NUM_RECENT = 6
 
 
 class Progress:
-    """Of a number of pictures. `counts` gives those that are done, by status, or None."""
+    """Of a number of pictures. `counts` gives those that are done, by status, or None.
 
-    def __init__(self, num_images: int, counts: Callable[[], Mapping[str, int] | None]) -> None:
+    `at_first` is told as long as there are none.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        counts: Callable[[], Mapping[str, int] | None],
+        at_first: str = "loading the model and rendering the first pictures",
+    ) -> None:
         self._num_images = num_images
+        self._at_first = at_first
         self._counts = counts
         self._started = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=_NUM_RECENT)
@@ -50,7 +59,7 @@ class Progress:
         done = counts["ok"] + counts["error"]
         if not done:
             self._recent[0] = (elapsed_s, 0)  # no speed is taken from loading the model
-            return f"{duration(elapsed_s)}: loading the model and rendering the first pictures"
+            return f"{duration(elapsed_s)}: {self._at_first}"
         then, done_then = self._recent[0]
         self._recent.append((elapsed_s, done))
         rate = (done - done_then) / (elapsed_s - then)

@@ -8,34 +8,28 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-import ray
 from pydantic import ValidationError
-from ray.actor import ActorHandle
-from ray.data import DataContext
-from ray.exceptions import RayError
 
-from batch.estimate import estimate
 from batch.output_folder import LocationUnusable, OutputFolder, shown
 from batch.plan import DifferentRun, Plan, RunSettings, make_plan
 from batch.prompts import PromptTable
 from batch.reconcile import Summary
-from batch.render import ImageRenderer, Job, Workers, pending_shards, render_shards, start_ledger
+from batch.render import CannotRender, Workers, pending_shards
 from batch.replay import NotReplayable, replay, replayable
 from batch.report import REPORT, read_summary, write_report
+from batch.service import ServiceUnusable
 from jobs.arguments import flag, parse
-from jobs.progress import Progress, duration
+from jobs.progress import duration
+from jobs.renderers import Engines, Renderers, RunningService
 from shared.arguments import engine_config
-from shared.config import EngineConfig, ModelConfig, RequestDefaults
-from shared.errors import ModelUnavailable
-from shared.model_files import absolute, describe_model
-from shared.renderer import Renderer
-from shared.request import first_problem
-from shared.watchdog import start_watchdog
+from shared.config import ModelConfig, RequestDefaults
+from shared.errors import InvalidRequest, ModelUnavailable
+from shared.model_files import absolute
+from shared.model_profile import ModelProfile, ServedModel
+from shared.request import ImageRequest, first_problem
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say_why_it_ends("interrupted", options)
         return INTERRUPTED
+    except CannotRender as error:
+        _say_why_it_ends(str(error), options)
+        return CRASHED
     except Exception as error:
         logger.exception("it broke off")
         first_line = str(error).partition("\n")[0]
@@ -76,12 +73,12 @@ class UsageError(ValueError):
 
 def _run(options: argparse.Namespace) -> int:
     _refuse_lost_output(options.output)
-    model = _model(options)
+    renderers = _renderers(options)
     output = OutputFolder(options.output)
     if output.is_within(options.input):
         where = shown(options.output)
         raise UsageError(f"--output {where} lies in the input folder; choose another")
-    plan = _plan(options, model, output)
+    plan = _plan(options, renderers.served, output)
     pending = pending_shards(plan, output, retry_failed=options.retry_failed)
     summary = read_summary(output)
     if not pending and summary is not None:
@@ -90,7 +87,9 @@ def _run(options: argparse.Namespace) -> int:
         )
         return _exit_code(summary)
     if pending:
-        _render(pending, plan, output, model, options)
+        told = f"Rendering {len(pending)} of {plan.num_shards} shards {renderers.told()}"
+        print(told, flush=True)
+        renderers.render(pending, plan, output, retry_failed=options.retry_failed)
     summary = write_report(plan, output)
     _print_summary(summary, output)
     return _exit_code(summary)
@@ -98,20 +97,18 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     """Plan into a folder that is thrown away, and render a sample of it."""
-    model = _model(options)
+    renderers = _renderers(options)
     with tempfile.TemporaryDirectory() as folder:
         output = OutputFolder(folder)
-        plan = _plan(options, model, output)
+        plan = _plan(options, renderers.served, output)
         _print_rejected(plan, output)
         if plan.num_planned:
-            start_ray()
-            workers = _workers(options)
-            print("Rendering a sample on one engine ...", flush=True)
-            found = estimate(plan, output, _make_renderer(model, options), workers)
+            print("Rendering a sample ...", flush=True)
+            found = renderers.estimate(plan, output)
             print(
                 f"{found.num_sampled} pictures took {duration(found.sample_s)}; all "
-                f"{plan.num_planned} will take about {duration(found.render_s)} on "
-                f"{workers.concurrency} engine(s), and {found.num_bytes / 1e6:.1f} MB"
+                f"{plan.num_planned} will take about {duration(found.render_s)} "
+                f"{renderers.told()}, and {found.num_bytes / 1e6:.1f} MB"
             )
     return SOME_FAILED if plan.num_rejected else ALL_RENDERED
 
@@ -158,18 +155,36 @@ def _model(
     return absolute(model)
 
 
-def _make_renderer(model: ModelConfig, options: argparse.Namespace) -> Callable[[], ImageRenderer]:
-    return partial(_watched_renderer, model, engine_config(options))
+def _renderers(options: argparse.Namespace) -> Renderers:
+    if options.via_service:
+        token = os.environ.get("API_TOKEN")
+        try:
+            service = RunningService(options.via_service, options.model, token)
+        except ServiceUnusable as error:
+            raise UsageError(str(error)) from None
+        profile = _with_defaults(service.served.profile, options)
+        service.served = service.served.model_copy(update={"profile": profile})
+        return service
+    asked = {name: getattr(options, name) for name in Workers.model_fields}
+    return Engines(_model(options), engine_config(options), asked)
 
 
-def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> Renderer:
-    """For a process of Ray's, which starts another one where this one ends itself."""
-    renderer = Renderer(model, engine)
-    start_watchdog(renderer.check_alive)
-    return renderer
+def _with_defaults(profile: ModelProfile, options: argparse.Namespace) -> ModelProfile:
+    asked = {
+        name: value
+        for name in RequestDefaults.model_fields
+        if (value := getattr(options, name)) is not None
+    }
+    defaults = profile.defaults.model_copy(update=asked)
+    changed = profile.model_copy(update={"defaults": defaults})
+    try:
+        changed.canonical(ImageRequest(prompt="any"), seed=0)
+    except InvalidRequest as error:
+        raise UsageError(f"{flag(error.field)}: {error.message}") from None
+    return changed
 
 
-def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder) -> Plan:
+def _plan(options: argparse.Namespace, served: ServedModel, output: OutputFolder) -> Plan:
     columns = dict(options.column)
     source = PromptTable(options.input, columns)
     settings = RunSettings(
@@ -177,10 +192,10 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
         columns=columns,
         limit=options.limit,
         num_images_per_prompt=options.num_images_per_prompt,
-        model=describe_model(model),
-        dtype=model.dtype,
-        compile=options.compile,
-        byte_identical=options.byte_identical,
+        model=served.profile,
+        dtype=served.dtype,
+        compile=served.compile,
+        byte_identical=served.byte_identical,
         seed=options.seed,
         shard_rows=options.shard_rows,
         format=options.format,
@@ -191,65 +206,6 @@ def _plan(options: argparse.Namespace, model: ModelConfig, output: OutputFolder)
         f"{plan.num_rejected} input rows rejected"
     )
     return plan
-
-
-def _render(
-    pending: dict[str, int],
-    plan: Plan,
-    output: OutputFolder,
-    model: ModelConfig,
-    options: argparse.Namespace,
-) -> None:
-    start_ray()
-    workers = _workers(options)
-    print(
-        f"Rendering {len(pending)} of {plan.num_shards} shards on {workers.concurrency} engine(s) "
-        f"with {workers.num_cpus:g} CPUs and {workers.num_gpus:g} GPUs each",
-        flush=True,
-    )
-    ledger = start_ledger()
-    make_renderer = _make_renderer(model, options)
-    job = Job(output.location, plan.settings.format, make_renderer, options.retry_failed)
-    with Progress(sum(pending.values()), partial(_counts, ledger)).shown():
-        for _ in render_shards([*pending], job, workers, ledger):
-            pass
-
-
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine, without Ray's own noise."""
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
-    # A line of our own every few seconds says more, and reads well in a job's log.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-
-
-def _counts(ledger: ActorHandle) -> Mapping[str, int] | None:
-    with suppress(RayError):  # without it the job goes on, and only its lines are missing
-        counts: Mapping[str, int] = ray.get(ledger.counts.remote())
-        return counts
-    return None
-
-
-def _workers(options: argparse.Namespace) -> Workers:
-    """An engine per GPU; without GPUs one per node, on all its CPUs."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    cpus = [node["CPU"] for node in nodes if node.get("CPU")]
-    default = (
-        Workers(concurrency=num_gpus, num_cpus=1, num_gpus=1)
-        if num_gpus
-        else Workers(concurrency=len(cpus), num_cpus=min(cpus), num_gpus=0)
-    )
-    asked = {name: getattr(options, name) for name in Workers.model_fields}
-    return default.model_copy(
-        update={name: value for name, value in asked.items() if value is not None}
-    )
 
 
 def _refuse_lost_output(location: str) -> None:

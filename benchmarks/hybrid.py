@@ -1,0 +1,158 @@
+"""Online requests with and without a bulk job that renders through the same service, by turns.
+
+Online callers come at random moments, at parts of the capacity: what the service makes for 16
+callers who ask again and again. The same arrivals, alone and beside the job. Pictures are counted
+as such of 30 steps, by the rows of forwards.
+
+make .venv/.bench
+python benchmarks/hybrid.py --loads 0.3 0.7
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from local_service import LocalService, local_service
+from workloads import MEAN_STEPS, Call, Client, Outcome, calls, poisson, quantile
+
+MIX = "steps"
+_ROWS = 2 * MEAN_STEPS[MIX]  # of a picture, with guidance
+_CALLERS = 16
+
+
+class Rates(NamedTuple):
+    """Pictures a second, and the part of the time that the engine is in forwards."""
+
+    online: float
+    bulk: float
+    busy: float
+
+
+def main() -> None:
+    options = _parse()
+    wanted = calls(4096, MIX, options.size)
+    with local_service(engine={"bulk_delay": options.bulk_delay}) as service:
+        client = Client(service.url, MEAN_STEPS[MIX])
+        ask(client, wanted[:_CALLERS])
+        for number in range(options.rounds):
+            capacity = capacity_of(service, client, wanted)
+            print(f"round {number + 1}: capacity {capacity:.2f} pictures/s", flush=True)
+            for load in options.loads:
+                compare(service, client, wanted, load, capacity, options)
+
+
+def compare(
+    service: LocalService,
+    client: Client,
+    wanted: Sequence[Call],
+    load: float,
+    capacity: float,
+    options: argparse.Namespace,
+) -> None:
+    number = round(load * capacity * options.seconds)
+    arrivals = list(poisson(wanted[:number], load * capacity))
+
+    def come() -> tuple[Outcome, Rates]:
+        with rates(service) as found:
+            outcome = asyncio.run(client.open_loop(arrivals))
+        return outcome, found[0]
+
+    alone, without = come()
+    with bulk_job(service, wanted):
+        beside, rate = come()
+    left = capacity - rate.online
+    print(
+        f"  {load:.1f} of it, {number} calls: {told(alone)} alone, {told(beside)} beside the job: "
+        f"p95 {p95(beside) / p95(alone):.2f} times; bulk {rate.bulk:.2f} pictures/s, "
+        f"{rate.bulk / left:.0%} of the {left:.2f} that online left; in forwards for "
+        f"{without.busy:.0%} of the time alone, {rate.busy:.0%} beside it "
+        f"({beside.num_failed + alone.num_failed} failed)",
+        flush=True,
+    )
+
+
+def told(outcome: Outcome) -> str:
+    return f"p50 {quantile(outcome.latencies_s, 0.5):.2f} s p95 {p95(outcome):.2f} s"
+
+
+def p95(outcome: Outcome) -> float:
+    return quantile(outcome.latencies_s, 0.95)
+
+
+def ask(client: Client, wanted: Sequence[Call]) -> Outcome:
+    return asyncio.run(client.closed_loop(wanted, _CALLERS))
+
+
+def capacity_of(service: LocalService, client: Client, wanted: Sequence[Call]) -> float:
+    return ask(client, wanted[: 6 * _CALLERS]).pictures_per_s
+
+
+@contextmanager
+def rates(service: LocalService) -> Iterator[list[Rates]]:
+    """Within it is counted; what was found is there at its end."""
+    found: list[Rates] = []
+    begun, before = time.perf_counter(), stats(service)
+    yield found
+    seconds, after = time.perf_counter() - begun, stats(service)
+    online, bulk = (
+        (after[kind]["num_rows"] - before[kind]["num_rows"]) / _ROWS / seconds
+        for kind in ("online", "bulk")
+    )
+    found.append(Rates(online, bulk, (after["busy_s"] - before["busy_s"]) / seconds))
+
+
+def stats(service: LocalService) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{service.url}/stats").json()
+    return found
+
+
+@contextmanager
+def bulk_job(service: LocalService, wanted: Sequence[Call]) -> Iterator[None]:
+    """A job in the service's cluster that has filled it once."""
+    with tempfile.TemporaryDirectory(prefix="bulk-") as folder:
+        prompts = Path(folder) / "prompts.parquet"
+        pq.write_table(pa.Table.from_pylist(list(wanted)), prompts)
+        command = [sys.executable, "-m", "jobs.render", "--via-service", "imagine"]
+        command += ["--input", str(prompts), "--output", f"{folder}/out"]
+        environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        job = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            while not stats(service)["bulk"]["num_completed"]:
+                assert job.poll() is None, "the job ended"
+                time.sleep(0.5)
+            yield
+            assert job.poll() is None, "the job ended"
+        finally:
+            job.send_signal(signal.SIGINT)
+            job.wait()
+            while stats(service)["bulk"]["num_in_flight"]:
+                time.sleep(0.5)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.7])
+    parser.add_argument("--seconds", type=float, default=90, help="of a load")
+    parser.add_argument("--bulk-delay", type=float, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Who renders a run: engines of its own, by Ray Data, or a service that runs already."""
+
+import asyncio
+import logging
+import math
+import os
+import threading
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import ray
+from ray.actor import ActorHandle
+from ray.data import DataContext
+from ray.exceptions import RayError
+
+from batch.estimate import Estimate, estimate, estimate_on_engines
+from batch.ledger import Ledger
+from batch.output_folder import OutputFolder
+from batch.plan import Plan
+from batch.render import Job, Workers, render_here, render_shards, start_ledger
+from batch.service import ServiceUnusable, Unreachable, connect
+from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
+from jobs.progress import Progress
+from shared.config import EngineConfig, ModelConfig
+from shared.model_files import describe_model
+from shared.model_profile import ServedModel
+from shared.renderer import Renderer
+from shared.watchdog import start_watchdog
+
+ResultT = TypeVar("ResultT")
+
+
+class Renderers(Protocol):
+    served: ServedModel
+
+    def told(self) -> str:
+        """Where they render, in a few words."""
+
+    def render(
+        self, pending: Mapping[str, int], plan: Plan, output: OutputFolder, *, retry_failed: bool
+    ) -> None:
+        """Render and commit these shards of so many pictures each, and tell how far it is."""
+
+    def estimate(self, plan: Plan, output: OutputFolder) -> Estimate:
+        """What a plan will take, from a sample of it."""
+
+
+class Engines:
+    """As many as `workers` says of the cluster's nodes."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        engine: EngineConfig,
+        asked: Mapping[str, float | None],
+    ) -> None:
+        """Raises ModelUnavailable. `asked` are the fields of Workers that are not left to us."""
+        self.served = ServedModel.configured(describe_model(model), model, engine)
+        self._make = partial(_watched_renderer, model, engine)
+        self._asked = {name: value for name, value in asked.items() if value is not None}
+
+    def told(self) -> str:
+        workers = self._workers()
+        return (
+            f"on {workers.concurrency} engine(s) with {workers.num_cpus:g} CPUs and "
+            f"{workers.num_gpus:g} GPUs each"
+        )
+
+    def render(
+        self, pending: Mapping[str, int], plan: Plan, output: OutputFolder, *, retry_failed: bool
+    ) -> None:
+        workers, ledger = self._workers(), start_ledger()
+        job = Job(output.location, plan.settings.format, self._make, retry_failed)
+        with Progress(sum(pending.values()), partial(_counts, ledger)).shown():
+            for _ in render_shards([*pending], job, workers, ledger):
+                pass
+
+    def estimate(self, plan: Plan, output: OutputFolder) -> Estimate:
+        return estimate_on_engines(plan, output, self._make, self._workers())
+
+    def _workers(self) -> Workers:
+        """An engine per GPU; without GPUs one per node, on all its CPUs."""
+        start_ray()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        cpus = [node["CPU"] for node in nodes if node.get("CPU")]
+        default = (
+            Workers(concurrency=num_gpus, num_cpus=1, num_gpus=1)
+            if num_gpus
+            else Workers(concurrency=len(cpus), num_cpus=min(cpus), num_gpus=0)
+        )
+        return default.model_copy(update=self._asked)
+
+
+class RunningService:
+    """Asked by this process: it needs no engine, and no Ray where it asks over HTTP."""
+
+    def __init__(self, where: str, model: str | None, token: str | None) -> None:
+        """Raises ServiceUnusable."""
+        if "://" not in where:
+            start_ray(default="auto")
+        self._where = where
+        self._loop = _Loop()
+        self._connect = partial(connect, where, model, token)
+        try:
+            self.served = self._loop.run(self._connect().served())
+        except Unreachable as error:
+            raise ServiceUnusable(f"cannot reach {where}: {error}") from None
+
+    def told(self) -> str:
+        return f"by {self._where}, where it has nothing else to do"
+
+    def render(
+        self, pending: Mapping[str, int], plan: Plan, output: OutputFolder, *, retry_failed: bool
+    ) -> None:
+        job = Job(
+            output.location,
+            plan.settings.format,
+            self._make,
+            retry_failed,
+            images_at_once=2 * MAX_UNDER_WAY,
+            shards_at_once=math.ceil(MAX_UNDER_WAY / plan.settings.shard_rows) + 1,
+        )
+        ledger = Ledger()
+
+        def counts() -> Mapping[str, int]:
+            return self._loop.run(ledger.counts())
+
+        progress = Progress(
+            sum(pending.values()), counts, at_first="waiting for the first pictures"
+        )
+        with progress.shown():
+            self._loop.run(render_here([*pending], job, ledger))
+
+    def estimate(self, plan: Plan, output: OutputFolder) -> Estimate:
+        return self._loop.run(estimate(plan, output, self._make()))
+
+    def _make(self) -> ServiceRenderer:
+        return ServiceRenderer(self._connect(), self.served.profile)
+
+
+class _Loop:
+    """An event loop that runs until the process ends: a handle of Serve hears of changes by it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="service", daemon=True).start()
+
+    def run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Give its result; if this thread is interrupted, it is given up."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+
+def start_ray(default: str = "local") -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine, without Ray's own noise."""
+    if ray.is_initialized():
+        return
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", default),
+        include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    # A line of our own every few seconds says more, and reads well in a job's log.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    DataContext.get_current().enable_progress_bars = False
+
+
+def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> Renderer:
+    """For a process of Ray's, which starts another one where this one ends itself."""
+    renderer = Renderer(model, engine)
+    start_watchdog(renderer.check_alive)
+    return renderer
+
+
+def _counts(ledger: ActorHandle) -> Mapping[str, int] | None:
+    with suppress(RayError):  # without it the job goes on, and only its lines are missing
+        counts: Mapping[str, int] = ray.get(ledger.counts.remote())
+        return counts
+    return None
