@@ -21,7 +21,7 @@ from tests.deployed import DeployedService
 pytestmark = pytest.mark.cluster
 
 ONLINE = {"prompt": "a", "seed": 9, "width": 64, "height": 64, "num_inference_steps": 4}
-NUM_ROWS = 120
+NUM_ROWS = 40
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("prompts") / "prompts.parquet"
     columns = {
         "prompt": [f"twin peaks {i}" for i in range(NUM_ROWS)],
-        "num_inference_steps": [10 + i % 20 for i in range(NUM_ROWS)],
+        "num_inference_steps": [5 + i % 10 for i in range(NUM_ROWS)],
         "width": [64] * NUM_ROWS,
         "height": [64] * NUM_ROWS,
     }
@@ -124,6 +124,7 @@ def test_what_a_service_renders_is_what_the_bulk_door_renders(
     assert "Nothing to do" in jobs.run("--num-cpus=1")
 
 
+@pytest.mark.slow
 def test_a_job_loses_nothing_by_the_generator_and_harms_nobody_when_it_is_killed(
     cluster: Cluster,
     service: DeployedService,
@@ -136,7 +137,7 @@ def test_a_job_loses_nothing_by_the_generator_and_harms_nobody_when_it_is_killed
         job = jobs.start("--via-service", "imagine")
         jobs.wait_for_pictures(8, job)
         generator(service).kill()
-        jobs.wait_for_pictures(32, job)
+        jobs.wait_for_pictures(16, job)
         job.send_signal(signal.SIGKILL)
         job.wait()
         for _ in range(600):
@@ -152,6 +153,7 @@ def test_a_job_loses_nothing_by_the_generator_and_harms_nobody_when_it_is_killed
     assert {answer.status_code for answer in answers} == {200}
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_after_the_ingress_was_killed(
     cluster: Cluster,
     service: DeployedService,
