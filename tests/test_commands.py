@@ -130,7 +130,8 @@ def test_a_dry_run_says_how_long_and_how_large(prompts: Path, cluster: Cluster) 
     assert "Planned 6 pictures in 1 shards" in done.stdout
     assert "  row 6: prompt: must not be empty" in done.stdout
     assert re.search(
-        r"^6 pictures took \d+ s; all 6 will take about \d+ s on \d engine\(s\), and 0\.\d MB$",
+        r"^6 pictures took \d+ s; all 6 will take about \d+ s "
+        r"on 1 engine\(s\) with 1 CPUs and 0 GPUs each, and 0\.\d MB$",
         done.stdout,
         re.M,
     )
