@@ -119,7 +119,7 @@ def _bound(args: ServiceArgs) -> Application:
         own = generator.options(name=_deployment(model), autoscaling_config=_WHILE_ASKED_FOR)
         generators[model_id(model)] = bound(own, model)
     ingress = Ingress.options(**patience)  # type: ignore[attr-defined]
-    return ingress.bind(generators, args.models, args.http)
+    return ingress.bind(generators, args.models, args.engine, args.http)
 
 
 def _deployment(model: ModelConfig) -> str:

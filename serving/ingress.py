@@ -10,7 +10,7 @@ from serving.dispatch import Dispatcher
 from serving.door import HttpConfig, chosen
 from serving.http_app import build_http_app
 from serving.logs import log_with_serve
-from shared.config import ModelConfig
+from shared.config import EngineConfig, ModelConfig
 from shared.engine import Priority
 from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage
@@ -34,11 +34,13 @@ class Ingress:
         self,
         generators: Mapping[str, DeploymentHandle],
         models: Sequence[ModelConfig],
+        engine: EngineConfig,
         http: HttpConfig,
     ) -> None:
         """Generators by their models' names, the default first.
 
-        `models` are here because their profiles are kept: a changed one renews the ingress too.
+        `models` and `engine` are here because what is served is asked once: a change of them
+        renews the ingress too.
         """
         log_with_serve()
         self._models = {name: Dispatcher(each) for name, each in generators.items()}

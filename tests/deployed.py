@@ -11,6 +11,8 @@ from typing import Any
 
 import requests
 import yaml
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from tests.conftest import BIN, REPO, Cluster, free_port
 
@@ -74,14 +76,18 @@ class DeployedService:
         return generators(self._wait(run)) or []
 
     @contextmanager
-    def callers(self, request: dict[str, Any]) -> Iterator[list[requests.Response]]:
+    def callers(
+        self, request: dict[str, Any], retry: Retry | None = None
+    ) -> Iterator[list[requests.Response]]:
         """Two who ask for it again and again; their answers are there at the end."""
         answers: list[requests.Response] = []
         enough = threading.Event()
 
         def keep_asking() -> None:
-            while not enough.wait(0.1):
-                answers.append(requests.post(f"{self.url}/imagine", json=request, timeout=120))
+            with requests.Session() as session:
+                session.mount(self.url, HTTPAdapter(max_retries=retry or 0))
+                while not enough.wait(0.1):
+                    answers.append(session.post(f"{self.url}/imagine", json=request, timeout=120))
 
         with ThreadPoolExecutor(2) as threads:
             asking = [threads.submit(keep_asking) for _ in range(2)]

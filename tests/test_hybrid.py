@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
+from urllib3 import Retry
 
 from tests.bulk import pictures
 from tests.conftest import REPO, Cluster
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.cluster
 
 ONLINE = {"prompt": "a", "seed": 9, "width": 64, "height": 64, "num_inference_steps": 4}
 NUM_ROWS = 40
+# What OpenAI's clients try again, and how often.
+LIKE_OPENAI = Retry(
+    total=2,
+    backoff_factor=0.5,
+    status_forcelist={408, 409, 429, *range(500, 600)},
+    allowed_methods={"POST"},
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +162,7 @@ def test_a_job_loses_nothing_by_the_generator_and_harms_nobody_when_it_is_killed
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_after_the_ingress_was_killed(
+def test_a_killed_ingress_costs_a_second_try_of_what_went_through_it(
     cluster: Cluster,
     service: DeployedService,
     prompts: Path,
@@ -163,12 +171,17 @@ def test_a_job_goes_on_after_the_ingress_was_killed(
 ) -> None:
     jobs = Jobs(cluster, prompts, tmp_path / "out")
     (ingress,) = service.wait_for_generators(1, "Ingress")
-    job = jobs.start("--via-service", service.url)
-    jobs.wait_for_pictures(8, job)
-    os.kill(ingress["pid"], signal.SIGKILL)
-    told, _ = job.communicate(timeout=240)
+    with service.callers(ONLINE, LIKE_OPENAI) as answers:
+        job = jobs.start("--via-service", service.url)
+        jobs.wait_for_pictures(8, job)
+        os.kill(ingress["pid"], signal.SIGKILL)
+        told, _ = job.communicate(timeout=240)
     assert job.returncode == 0, told
     assert pictures(jobs.output) == own
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    # Two callers, and each had one request there at most.
+    assert 1 <= sum(len(answer.raw.retries.history) for answer in answers) <= 2
 
 
 def test_a_service_that_cannot_be_asked_is_told_in_a_line(
