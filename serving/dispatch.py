@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.load import Load
 from serving.rendering import NotReady
-from shared.engine import EngineCounters, Priority
+from shared.engine import EngineCounters, EngineForwards, Priority
 from shared.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -68,6 +68,10 @@ class Dispatcher:
     async def counters(self) -> EngineCounters:
         counters: EngineCounters = await self._answer("counters")
         return counters
+
+    async def forwards(self) -> EngineForwards:
+        forwards: EngineForwards = await self._answer("forwards")
+        return forwards
 
     async def check_ready(self) -> None:
         try:

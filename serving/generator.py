@@ -10,7 +10,7 @@ from serving.autoscaling import Workload
 from serving.logs import log_with_serve
 from serving.metrics import GeneratorMetrics
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import EngineCounters, Priority
+from shared.engine import EngineCounters, EngineForwards, Priority
 from shared.errors import EngineDead, RenderFailed
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer
@@ -83,6 +83,9 @@ class Generator:
 
     async def counters(self) -> AsyncIterator[EngineCounters]:
         yield self._renderer.counters()
+
+    async def forwards(self) -> AsyncIterator[EngineForwards]:
+        yield self._renderer.forwards()
 
     async def check_alive(self) -> AsyncIterator[None]:
         """Raise EngineDead if nothing is rendered here any more."""

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from shared.engine import EngineCounters, Priority
+from shared.engine import EngineCounters, EngineForwards, Priority
 from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 
@@ -20,6 +20,9 @@ class Rendering(Protocol):
 
     async def counters(self) -> EngineCounters:
         """What one engine has done since it started."""
+
+    async def forwards(self) -> EngineForwards:
+        """The latest of one engine."""
 
     async def check_ready(self) -> None:
         """Raise NotReady, with the reason, unless a picture would be rendered now."""

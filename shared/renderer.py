@@ -21,6 +21,7 @@ from shared.config import Compiler, EngineConfig, ModelConfig
 from shared.engine import (
     DenoiseEngine,
     EngineCounters,
+    EngineForwards,
     Priority,
     RequestStats,
     RowRule,
@@ -173,6 +174,9 @@ class Renderer:
 
     def counters(self) -> EngineCounters:
         return self._engine.counters()
+
+    def forwards(self) -> EngineForwards:
+        return self._engine.forwards()
 
     def check_alive(self) -> None:
         """Raise EngineDead if nothing will ever be rendered here again."""

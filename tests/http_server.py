@@ -15,7 +15,7 @@ from serving.http_app import build_http_app
 from serving.load import Load
 from serving.rendering import NotReady, Rendering
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import EngineCounters, Priority
+from shared.engine import EngineCounters, EngineForwards, Priority
 from shared.errors import EngineDead, Overloaded, QueueFull, RenderFailed
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer
@@ -35,6 +35,9 @@ class InProcess:
 
     async def counters(self) -> EngineCounters:
         return self.renderer.counters()
+
+    async def forwards(self) -> EngineForwards:
+        return self.renderer.forwards()
 
     async def check_ready(self) -> None:
         try:

@@ -19,6 +19,7 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     step_times        who can finish when                     (policy, no tensors)
     guest_time        how much guests may slow others down    (policy, no tensors)
     expected_work     what a request will take                (reads arguments)
+    forward_log       the latest of them, to look at
     forwards          shared forwards: rules, memory, failures
     pipeline_copies   a pipeline of each request's own
     takeover          which calls of a pipeline park
@@ -29,6 +30,7 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
 """
 
 from shared.engine.engine import DenoiseEngine
+from shared.engine.forward_log import EngineForwards, Member, PastForward
 from shared.engine.row_rule import RowRule
 from shared.engine.tickets import (
     EngineCounters,
@@ -42,6 +44,9 @@ from shared.engine.tickets import (
 __all__ = [
     "DenoiseEngine",
     "EngineCounters",
+    "EngineForwards",
+    "Member",
+    "PastForward",
     "Priority",
     "RequestCounters",
     "RequestStats",

@@ -5,6 +5,7 @@ import functools
 import logging
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -22,6 +23,7 @@ from shared.engine.adapters import Adapters, AdapterSet, adapter_set
 from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.device_timer import DeviceTimer
 from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
+from shared.engine.forward_log import EngineForwards, ForwardLog, Member
 from shared.engine.forwards import Forwards
 from shared.engine.guest_time import GuestTime
 from shared.engine.pipeline_copies import PipelineCopies
@@ -70,6 +72,7 @@ class _Request:
     # Whatever is logged in its pipeline is logged as where it was submitted: with its request's id.
     context: Context = field(default_factory=copy_context)
     started_at: float = 0.0
+    number: int = 0  # among those that were let in
     run: PipelineRun | None = None
     parked: "_Parked | None" = None  # None: not started, or just ended
     num_forwards: int = 0
@@ -173,6 +176,9 @@ class DenoiseEngine:
         self._is_closing = False
         self._death: BaseException | None = None
         self._totals = _Totals()
+        self._name = uuid.uuid4().hex[:8]
+        self._num_started = 0
+        self._log = ForwardLog()
         self._moved_at: float | None = None  # when it began what it is at; None: waits for work
         self._timer = DeviceTimer[_Forward](pipeline.device)
         self._times = StepTimes()
@@ -300,6 +306,11 @@ class DenoiseEngine:
                 prompt_cache_bytes=self._prompts.num_bytes,
                 forwards_by_requests=dict(sorted(totals.requests_per_forward.items())),
             )
+
+    def forwards(self) -> EngineForwards:
+        """The latest ones, and who was in them."""
+        with self._changed:
+            return EngineForwards(self._name, self._log.latest())
 
     def _request_counters(self, priority: Priority) -> RequestCounters:
         totals = self._totals.of[priority]
@@ -460,6 +471,8 @@ class DenoiseEngine:
     def _admit(self) -> None:
         while (request := self._next_admitted()) is not None:
             now = self._moved_at = request.started_at = time.perf_counter()
+            self._num_started += 1
+            request.number = self._num_started
             if not self._can_finish(request, self._running, now):
                 with self._changed:
                     self._running.remove(request)
@@ -653,6 +666,12 @@ class DenoiseEngine:
             self._totals.requests_per_forward[len(calls)] += 1
             for call in calls:
                 self._totals.of[call.request.priority].num_rows += call.step.rows
+            self._log_forward(calls)
+
+    def _log_forward(self, calls: list[_Parked]) -> None:
+        first, rows = calls[0], sum(call.step.rows for call in calls)
+        padding_rows = self._forwards.full_rows(first.step, rows) - rows if rows else 0
+        self._log.add(first.pixels_per_row, padding_rows, [_as_member(call) for call in calls])
 
     def _learn_times(self) -> None:
         with self._changed:
@@ -663,6 +682,17 @@ class DenoiseEngine:
                     self._totals.denoise_s += seconds
                 if forward.rows:
                     self._times.observe(forward.kind, forward.pixels_per_row, forward.rows, seconds)
+
+
+def _as_member(call: _Parked) -> Member:
+    request = call.request
+    return Member(
+        request=request.number,
+        priority=request.priority.label,
+        rows=call.step.rows,
+        step=request.num_forwards,
+        num_steps=max(request.num_forwards, request.expected.steps),
+    )
 
 
 def _shares_forwards(one: _Request, other: _Request) -> bool:

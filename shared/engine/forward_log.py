@@ -1,0 +1,56 @@
+"""The latest forwards of an engine, for those who want to see it work."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Some seconds of them, and little to send.
+_NUM_KEPT = 48
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of one request in a forward: `rows` of it, in its `step` of `num_steps`.
+
+    `request` counts the engine's requests from 1, in the order in which they were let in.
+    """
+
+    request: int
+    priority: str
+    rows: int
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class PastForward:
+    """One forward of the denoiser: rows of `pixels` each, `padding_rows` of which are nobody's.
+
+    `number` counts them from 1.
+    """
+
+    number: int
+    pixels: int
+    padding_rows: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class EngineForwards:
+    """The latest of one engine, the oldest first. `engine` tells it from others."""
+
+    engine: str
+    latest: tuple[PastForward, ...]
+
+
+class ForwardLog:
+    def __init__(self) -> None:
+        self._number = 0
+        self._latest: deque[PastForward] = deque(maxlen=_NUM_KEPT)
+
+    def add(self, pixels: int, padding_rows: int, members: Sequence[Member]) -> None:
+        self._number += 1
+        self._latest.append(PastForward(self._number, pixels, padding_rows, tuple(members)))
+
+    def latest(self) -> tuple[PastForward, ...]:
+        return tuple(self._latest)
