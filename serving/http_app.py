@@ -1,14 +1,12 @@
 """The HTTP application: the routes, on anything that renders."""
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
 
 from serving import imagine, openai_images
 from serving.door import CallTerms, Door, HttpConfig, ModelName, OpenDoor
@@ -20,10 +18,17 @@ from serving.http_errors import (
 )
 from serving.rendering import Rendering
 from shared.config import Settings
-from shared.engine import EngineCounters
+from shared.engine import EngineCounters, EngineForwards
 from shared.model_profile import ServedModel
 
-_PAGE = (Path(__file__).parent / "playground" / "index.html").read_text()
+_PLAYGROUND = Path(__file__).parent / "playground"
+_PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    # The page runs its own scripts and no others, and talks to nobody but this service.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' data: blob:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+}
 
 
 def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastAPI:
@@ -39,27 +44,34 @@ def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastA
     app.include_router(imagine.router)
     app.include_router(openai_images.router)
     app.add_api_route("/profile", _profile, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
-    app.add_api_route("/stats", _stats, responses=ERROR_RESPONSES)
+    app.add_api_route("/stats", _stats, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
+    app.add_api_route("/forwards", _forwards, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
     app.add_api_route("/healthz", _healthz)
     app.add_api_route("/readyz", _readyz, responses=ERROR_RESPONSES)
-    app.add_api_route("/", _page, response_class=HTMLResponse, include_in_schema=False)
+    app.add_api_route("/", _page, response_class=FileResponse, include_in_schema=False)
+    app.mount("/playground", _PageFiles(directory=_PLAYGROUND))
     return app
 
 
-class ProfileQuery(Settings):
+class ModelQuery(Settings):
     model: ModelName = None
 
 
 async def _profile(
-    query: Annotated[ProfileQuery, Query()], door: OpenDoor, terms: CallTerms
+    query: Annotated[ModelQuery, Query()], door: OpenDoor, terms: CallTerms
 ) -> ServedModel:
     """What a model allows and prefers, and how it is rendered."""
     return await door.call(query.model, terms).served()
 
 
-async def _stats(door: OpenDoor) -> EngineCounters:
-    """What the engine of one generator of the default model has done since it started."""
-    return await door.rendering().counters()
+async def _stats(query: Annotated[ModelQuery, Query()], door: OpenDoor) -> EngineCounters:
+    """What the engine of one generator of the model has done since it started."""
+    return await door.rendering(query.model).counters()
+
+
+async def _forwards(query: Annotated[ModelQuery, Query()], door: OpenDoor) -> EngineForwards:
+    """The latest forwards of one generator of the model, and which requests were in them."""
+    return await door.rendering(query.model).forwards()
 
 
 async def _healthz() -> dict[str, str]:
@@ -74,20 +86,14 @@ async def _readyz(request: Request) -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _page() -> HTMLResponse:
-    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": _PAGE_POLICY})
+async def _page() -> FileResponse:
+    return FileResponse(_PLAYGROUND / "index.html", headers=_PAGE_HEADERS)
 
 
-def _hash(element: str) -> str:
-    """Of the page's only element of this name, as a policy names it."""
-    (content,) = re.findall(rf"<{element}[^>]*>(.*?)</{element}>", _PAGE, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
+class _PageFiles(StaticFiles):
+    """Asked for again each time: files of two versions do not go together."""
 
-
-# The page runs its own script and no other, and talks to nobody but this service.
-_PAGE_POLICY = (
-    f"default-src 'none'; script-src {_hash('script')}; style-src {_hash('style')}; "
-    "img-src data:; connect-src 'self'; form-action 'none'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-)
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_PAGE_HEADERS)
+        return response

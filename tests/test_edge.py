@@ -70,8 +70,15 @@ def test_other_sites_cannot_read_or_post(host: str) -> None:
 def test_the_page_runs_its_own_script_alone(host: str) -> None:
     policy = requests.get(f"{host}/", timeout=10).headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
-    assert "script-src 'sha256-" in policy
+    assert "script-src 'self';" in policy
     assert "unsafe" not in policy
+
+
+def test_files_of_the_page_are_asked_for_each_time(host: str) -> None:
+    for path in ("/", "/playground/app.js"):
+        answer = requests.get(f"{host}{path}", timeout=10)
+        assert answer.headers["Cache-Control"] == "no-cache"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
 
 
 def test_a_picture_with_its_seed_is_rendered_once(host: str, renderer: Renderer) -> None:

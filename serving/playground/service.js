@@ -1,0 +1,92 @@
+// What the page asks of the service, and the token that it may want.
+
+export class ServiceError extends Error {
+  /** @param {string|null} field  the one to mend, by its name in a request */
+  constructor(message, status, field) {
+    super(message);
+    this.status = status;
+    this.field = field;
+  }
+}
+
+export const token = {
+  get: () => sessionStorage.getItem("token") ?? "",
+  set: (value) => sessionStorage.setItem("token", value),
+};
+
+const headers = () => (token.get() ? { Authorization: `Bearer ${token.get()}` } : {});
+
+/** The JSON at `path`; `query` is of what is not empty. */
+export async function get(path, query = {}) {
+  const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
+  const response = await fetch(`${path}?${asked}`, { headers: headers() });
+  if (!response.ok) throw await errorOf(response);
+  return response.json();
+}
+
+/** Renders `request`; yields {preview, step, num_steps, num_ahead} on the way, then a {picture}. */
+export function render({ model, start, ...request }, signal) {
+  return start ? renderEdit({ model, ...request }, start, signal) : renderNew({ model, ...request }, signal);
+}
+
+async function* renderNew(request, signal) {
+  const options = { body: JSON.stringify(request), headers: { "Content-Type": "application/json" } };
+  for await (const { name, data } of events("imagine/events", options, signal)) {
+    if (name === "progress") yield data;
+    else yield { picture: await blobOf(data.image) };
+  }
+}
+
+async function* renderEdit(request, start, signal) {
+  for await (const { name, data } of events("v1/images/edits", { body: editForm(request, start) }, signal)) {
+    const url = `data:image/png;base64,${data.b64_json}`;
+    if (name.endsWith("partial_image")) yield { preview: url };
+    else yield { picture: await blobOf(url) };
+  }
+}
+
+function editForm({ width, height, lora, ...request }, start) {
+  const form = new FormData();
+  const weights = Object.entries(lora ?? {}).map(([name, weight]) => `${name}:${weight}`);
+  const fields = { ...request, lora: weights.join(), stream: true, partial_images: 3 };
+  for (const [name, value] of Object.entries(fields)) {
+    if (value !== undefined && value !== "") form.append(name, value);
+  }
+  form.append("image", start);
+  return form;
+}
+
+/** Name and data of each event of a call, as they come; an `error` event is raised. */
+async function* events(path, { body, headers: more = {} }, signal) {
+  const response = await fetch(path, { method: "POST", headers: { ...headers(), ...more }, body, signal });
+  if (!response.ok) throw await errorOf(response);
+  let rest = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const [, name, data] = part.match(/^event: (.*)\ndata: (.*)$/) ?? [];
+      if (name === "error") throw errorIn(JSON.parse(data), 200);
+      if (name) yield { name, data: JSON.parse(data) };
+    }
+  }
+}
+
+async function errorOf(response) {
+  return errorIn(await response.json().catch(() => null), response.status);
+}
+
+function errorIn(answer, status) {
+  const { message = `The service answered ${status}.`, param = null } = answer?.error ?? {};
+  return new ServiceError(message, status, param);
+}
+
+// By hand, since the page's policy lets fetch() reach the service alone.
+async function blobOf(dataUrl) {
+  const [head, data] = dataUrl.split(",");
+  const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+  return new Blob([bytes], { type: head.slice("data:".length, head.indexOf(";")) });
+}
