@@ -171,9 +171,11 @@ def test_a_killed_ingress_costs_a_second_try_of_what_went_through_it(
 ) -> None:
     jobs = Jobs(cluster, prompts, tmp_path / "out")
     (ingress,) = service.wait_for_generators(1, "Ingress")
-    with service.callers(ONLINE, LIKE_OPENAI) as answers:
+    with service.callers(ONLINE | {"num_inference_steps": 100}, LIKE_OPENAI) as answers:
         job = jobs.start("--via-service", service.url)
         jobs.wait_for_pictures(8, job)
+        while not stats(service, "online")["num_in_flight"]:
+            time.sleep(0.1)
         os.kill(ingress["pid"], signal.SIGKILL)
         told, _ = job.communicate(timeout=240)
     assert job.returncode == 0, told

@@ -97,6 +97,7 @@ def test_names_that_look_alike_are_deployments_of_their_own() -> None:
     assert {"Generator-a-b", "Generator-sd1.5"} < names
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_model_is_loaded_when_it_is_asked_for_and_goes_when_it_is_not(
     cluster: Cluster, tmp_path: Path, small_folder: Path
