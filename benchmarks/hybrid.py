@@ -11,7 +11,6 @@ python benchmarks/hybrid.py --loads 0.3 0.7
 import argparse
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ import pyarrow.parquet as pq
 import ray
 from local_service import LocalService, local_service
 from workloads import MEAN_STEPS, Call, Client, Outcome, calls, poisson, quantile
+
+from shared.arguments import add_compile
 
 MIX = "steps"
 _ROWS = 2 * MEAN_STEPS[MIX]  # of a picture, with guidance
@@ -44,7 +45,8 @@ class Rates(NamedTuple):
 def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
-    with local_service(engine={"bulk_delay": options.bulk_delay}) as service:
+    engine = {"bulk_delay": options.bulk_delay, "compile": options.compile}
+    with local_service(engine=engine) as service:
         client = Client(service.url, MEAN_STEPS[MIX])
         ask(client, wanted[:_CALLERS])
         for number in range(options.rounds):
@@ -138,7 +140,7 @@ def bulk_job(service: LocalService, wanted: Sequence[Call]) -> Iterator[None]:
             yield
             assert job.poll() is None, "the job ended"
         finally:
-            job.send_signal(signal.SIGINT)
+            job.terminate()
             job.wait()
             while stats(service)["bulk"]["num_in_flight"]:
                 time.sleep(0.5)
@@ -150,6 +152,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.7])
     parser.add_argument("--seconds", type=float, default=90, help="of a load")
     parser.add_argument("--bulk-delay", type=float, default=0)
+    add_compile(parser)
     parser.add_argument("--rounds", type=int, default=1)
     return parser.parse_args()
 

@@ -21,6 +21,7 @@ from shared.arguments import add_adapter, add_byte_identical, add_compile, engin
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
 from shared.model_files import absolute, describe_model
+from shared.pipeline import check_fits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def _find_problem(
         try:
             for model in models:
                 describe_model(model)
+                check_fits(model)
         except ModelUnavailable as error:
             return str(error)
     return None

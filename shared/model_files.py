@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffusers.pipelines.auto_pipeline import (
 )
 from huggingface_hub import cached_assets_path
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
@@ -28,6 +30,9 @@ BUNDLED_MODELS = Path(__file__).resolve().parent.parent / "models"
 
 # A folder may bring its own defaults in this file (the keys of RequestDefaults).
 DEFAULTS_FILE = "request_defaults.json"
+
+# Pickles, which run what is in them.
+_UNSAFE = {".bin", ".ckpt", ".pt", ".pth"}
 
 # diffusers lists it among the compatible ones, but it is for EDM-preconditioned models alone:
 # with the others' weights it leaves a grey blur.
@@ -111,6 +116,38 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def num_weights(folder: Path, variant: str | None = None) -> int:
+    """The numbers in the safetensors files that loading reads, by their headers.
+
+    Raises ModelUnavailable where a component has weights of another kind alone, or broken ones.
+    """
+    components = _components(folder)
+    return sum(_numbers_in(file) for each in components for file in _weights(each, variant))
+
+
+def _weights(component: Path, variant: str | None) -> list[Path]:
+    """As diffusers names them: of the variant, where there are such, as model.fp16.safetensors."""
+    safe = list(component.glob("*.safetensors"))
+    plain = [file for file in safe if "." not in file.stem]
+    of_variant = [file for file in safe if variant and f".{variant}" in file.stem]
+    unsafe = next((file for file in component.iterdir() if file.suffix in _UNSAFE), None)
+    if unsafe and not (of_variant or plain):
+        raise ModelUnavailable(
+            f"{unsafe} can hold code, and there are no safetensors beside it: load the checkpoint "
+            "with diffusers where you trust it, and save_pretrained() writes them"
+        )
+    return of_variant or plain
+
+
+def _numbers_in(file: Path) -> int:
+    try:
+        with safe_open(file, "numpy") as weights:
+            names = weights.keys()
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+    except (OSError, SafetensorError) as error:
+        raise ModelUnavailable(f"cannot read {file}: {error}") from error
+
+
 def _local_folder(config: ModelConfig) -> Path | None:
     """The bundled model of that name, or the folder; None where it can only be a hub id."""
     for folder in (BUNDLED_MODELS / config.name, Path(config.name).expanduser()):
@@ -191,10 +228,14 @@ def _own_scheduler(folder: Path) -> SchedulerMixin:
 
 def _loaded_files(folder: Path) -> Iterator[Path]:
     """model_index.json and the component folders it names."""
-    index = _read_json(folder / "model_index.json")
     yield folder / "model_index.json"
-    for component in sorted(name for name in index if (folder / name).is_dir()):
-        yield from sorted(file for file in (folder / component).rglob("*") if file.is_file())
+    for component in _components(folder):
+        yield from sorted(file for file in component.rglob("*") if file.is_file())
+
+
+def _components(folder: Path) -> list[Path]:
+    index = _read_json(folder / "model_index.json")
+    return [folder / name for name in sorted(index) if (folder / name).is_dir()]
 
 
 def _file_digest(file: Path) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from torch import nn
 
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import resolve_folder
+from shared.model_files import num_weights, resolve_folder
 
 
 def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
@@ -24,6 +25,7 @@ def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
     config = ModelConfig.model_validate(config)
     folder = resolve_folder(config)
     device = _device(config)
+    _check_memory(config, folder, device)
     try:
         with _one_thread():
             pipeline = DiffusionPipeline.from_pretrained(
@@ -38,8 +40,31 @@ def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
             if device.type == "cpu" and getattr(pipeline, "vae", None) is not None:
                 _put_channels_last(pipeline.vae)
             return pipeline
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise ModelUnavailable(f"cannot load {config.name}: {error}") from error
+
+
+def check_fits(config: ModelConfig) -> None:
+    """Raise ModelUnavailable where its device is not here, or has too little memory for it."""
+    _check_memory(config, resolve_folder(config), _device(config))
+
+
+def _check_memory(config: ModelConfig, folder: Path, device: torch.device) -> None:
+    # Else the system ends the process in the middle of it, without a word.
+    needed = num_weights(folder, config.variant) * _dtype(config, device).itemsize
+    free = _free_memory(device)
+    if needed > free:
+        raise ModelUnavailable(
+            f"{config.name} has weights of {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+            f"({device}): free some, or take a smaller model or dtype"
+        )
+
+
+def _free_memory(device: torch.device) -> int:
+    """In bytes; what macOS lends to its GPU is the machine's own."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _load_adapters(pipeline: DiffusionPipeline, adapters: dict[str, Path]) -> None:
@@ -98,10 +123,21 @@ def _one_thread() -> Iterator[None]:
 
 def _device(config: ModelConfig) -> torch.device:
     if config.device != "auto":
-        return torch.device(config.device)
+        return _named_device(config.device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _named_device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelUnavailable(
+            f"there is no device {name!r} here ({reason}): leave it out, and the best that is "
+            "here is taken"
+        ) from error
 
 
 def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from shared.config import ModelConfig, RequestDefaults, RequestLimits
 from shared.errors import ModelUnavailable
 from shared.model_files import DEFAULTS_FILE, describe_model, fingerprint
-from shared.pipeline import load_pipeline
+from shared.pipeline import check_fits, load_pipeline
 
 
 def config(folder: Path, **fields: object) -> ModelConfig:
@@ -67,8 +68,40 @@ def test_pickled_weights_are_refused(model_folder: Path, component: str) -> None
     (safe,) = (model_folder / component).glob("*.safetensors")
     safe.unlink()
     torch.save({}, safe.with_suffix(".bin"))
-    with pytest.raises(ModelUnavailable, match="safetensors"):
+    with pytest.raises(ModelUnavailable, match=rf"{component}/\w+\.bin can hold code"):
         load_pipeline(config(model_folder))
+
+
+def test_weights_that_are_none_are_refused(model_folder: Path) -> None:
+    (weights,) = (model_folder / "unet").glob("*.safetensors")
+    weights.write_bytes(b"no safetensors")
+    with pytest.raises(ModelUnavailable, match=r"cannot read .*unet"):
+        load_pipeline(config(model_folder))
+
+
+def test_weights_that_no_memory_holds_are_refused_before_they_are_loaded(
+    model_folder: Path,
+) -> None:
+    (weights,) = (model_folder / "unet").glob("*.safetensors")
+    num_bytes = 4 * 10**12
+    tensor = {"dtype": "F32", "shape": [10**12], "data_offsets": [0, num_bytes]}
+    header = json.dumps({"huge": tensor}).encode()
+    with weights.open("wb") as file:  # a sparse one: it takes no place on the disk
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(file.tell() + num_bytes)
+    with pytest.raises(ModelUnavailable, match=r"has weights of 4000\.\d GB, and"):
+        check_fits(config(model_folder, dtype="float32"))
+    # In half as many bytes; and what loading leaves aside for a variant is not counted.
+    with pytest.raises(ModelUnavailable, match=r"has weights of 2000\.\d GB, and"):
+        check_fits(config(model_folder, dtype="bfloat16"))
+    (weights.parent / "model.fp16.safetensors").write_bytes(save({"one": torch.zeros(1)}))
+    check_fits(config(model_folder, variant="fp16"))
+
+
+def test_a_device_that_is_not_here_is_told(model_folder: Path) -> None:
+    for device in ("cuda:99", "toaster"):
+        with pytest.raises(ModelUnavailable, match=f"there is no device '{device}' here"):
+            load_pipeline(config(model_folder, device=device))
 
 
 def test_code_in_a_checkpoint_is_never_run(model_folder: Path, tmp_path: Path) -> None:

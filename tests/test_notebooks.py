@@ -4,12 +4,25 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.conftest import REPO
+from tests.conftest import REPO, free_port
+
+NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize(
-    "notebook", sorted((REPO / "notebooks").glob("*.ipynb")), ids=lambda f: f.stem
-)
-def test_a_notebook_runs_from_top_to_bottom(notebook: Path) -> None:
+@pytest.mark.cluster
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_runs_from_top_to_bottom(
+    notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PORT", str(free_port()))
     content = nbformat.read(notebook, as_version=4)
-    NotebookClient(content, timeout=120, resources={"metadata": {"path": str(REPO)}}).execute()
+    folder = {"metadata": {"path": str(notebook.parent)}}  # where Jupyter runs it
+    NotebookClient(content, timeout=240, resources=folder).execute()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_is_kept_with_what_it_gave_and_small(notebook: Path) -> None:
+    content = nbformat.read(notebook, as_version=4)
+    counts = [cell.execution_count for cell in content.cells if cell.cell_type == "code"]
+    assert counts == [*range(1, len(counts) + 1)]
+    assert notebook.stat().st_size < 500_000

@@ -12,16 +12,11 @@ const model = () => $("model").value;
 
 // What can be done with a picture of the gallery.
 const ACTIONS = {
-  Reuse: (request) => {
-    settings.restore(request);
-    showCode();
-    say("Its settings are back in the form.");
+  Reuse: async (request) => {
+    await restore(request);
     $("prompt").focus();
   },
-  Copy: (request) => {
-    const { start, ...fields } = request;
-    copy(JSON.stringify(fields, null, 2), "Its settings are copied.");
-  },
+  Copy: ({ start, ...fields }) => copy(JSON.stringify(fields, null, 2), "Its settings are copied."),
   "Start from it": (_, picture) => startFrom(picture),
 };
 
@@ -107,13 +102,22 @@ function startFrom(file) {
   $("start").scrollIntoView({ block: "nearest" });
 }
 
+async function restore({ model: made, ...request }) {
+  const isServed = [...$("model").options].some(({ value }) => value === made);
+  if (isServed && made !== model()) {
+    $("model").value = made;
+    await loadProfile();
+  }
+  settings.restore(request);
+  showCode();
+  say(isServed ? "Its settings are back in the form. " : `Its settings are back in the form; it was made by ${made}. `);
+}
+
 /** One made here brings its settings, any other is one to start from. */
 async function open(file) {
   const made = await readProvenance(file);
   if (!made) return $("start-row").hidden ? say("This model starts from no picture.", true) : startFrom(file);
-  settings.restore(made.request);
-  showCode();
-  say("Its settings are back in the form. ");
+  await restore({ ...made.request, model: made.model });
   if (!$("start-row").hidden) $("status").append(button("Start from it instead", () => startFrom(file)));
 }
 

@@ -69,7 +69,7 @@ export class Card {
   async finish({ picture, start }, key, actions) {
     const { request, model } = (await readProvenance(picture)) ?? { request: {}, model: "" };
     const url = URL.createObjectURL(picture);
-    const whole = { ...request, start };
+    const whole = { ...request, model, start };
     this.element.dataset.state = "done";
     this._progress.hidden = true;
     Object.assign(this._image, { src: url, alt: request.prompt ?? "" });

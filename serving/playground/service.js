@@ -25,8 +25,8 @@ export async function get(path, query = {}) {
 }
 
 /** Renders `request`; yields {preview, step, num_steps, num_ahead} on the way, then a {picture}. */
-export function render({ model, start, ...request }, signal) {
-  return start ? renderEdit({ model, ...request }, start, signal) : renderNew({ model, ...request }, signal);
+export function render({ start, ...request }, signal) {
+  return start ? renderEdit(request, start, signal) : renderNew(request, signal);
 }
 
 async function* renderNew(request, signal) {
