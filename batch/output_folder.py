@@ -72,6 +72,14 @@ class OutputFolder:
         self.location = absolute(location)
         if self._filesystem.get_file_info(self._root).type == fs.FileType.File:
             raise LocationUnusable(f"{shown(location)} is a file, not a folder")
+        if self._is_local:
+            self._make()
+
+    def _make(self) -> None:
+        try:
+            self._filesystem.create_dir(self._root, recursive=True)
+        except OSError as error:
+            raise LocationUnusable(str(error.strerror)) from error
 
     def write(self, name: str, data: bytes) -> None:
         def write() -> None:

@@ -152,6 +152,8 @@ class PromptTable:
     def _reading(self) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError as error:
+            raise InputUnusable(f"there is no {self._location}") from error
         except (OSError, pa.ArrowException) as error:
             raise InputUnusable(f"cannot read {self._location} as Parquet: {error}") from error
 

@@ -5,15 +5,15 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.actor import ActorHandle
 from ray.data import DataContext
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from batch.estimate import Estimate, estimate, estimate_on_engines
 from batch.ledger import Ledger
@@ -24,8 +24,10 @@ from batch.service import ServiceUnusable, Unreachable, connect
 from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
 from jobs.progress import Progress
 from shared.config import EngineConfig, ModelConfig
+from shared.errors import ModelUnavailable
 from shared.model_files import describe_model
 from shared.model_profile import ServedModel
+from shared.pipeline import check_fits
 from shared.renderer import Renderer
 from shared.watchdog import start_watchdog
 
@@ -57,6 +59,8 @@ class Engines:
         asked: Mapping[str, float | None],
     ) -> None:
         """Raises ModelUnavailable. `asked` are the fields of Workers that are not left to us."""
+        if "RAY_ADDRESS" not in os.environ:  # then this machine renders
+            check_fits(model)
         self.served = ServedModel.configured(describe_model(model), model, engine)
         self._make = partial(_watched_renderer, model, engine)
         self._asked = {name: value for name, value in asked.items() if value is not None}
@@ -73,12 +77,13 @@ class Engines:
     ) -> None:
         workers, ledger = self._workers(), start_ledger()
         job = Job(output.location, plan.settings.format, self._make, retry_failed)
-        with Progress(sum(pending.values()), partial(_counts, ledger)).shown():
+        with Progress(sum(pending.values()), partial(_counts, ledger)).shown(), _telling_why():
             for _ in render_shards([*pending], job, workers, ledger):
                 pass
 
     def estimate(self, plan: Plan, output: OutputFolder) -> Estimate:
-        return estimate_on_engines(plan, output, self._make, self._workers())
+        with _telling_why():
+            return estimate_on_engines(plan, output, self._make, self._workers())
 
     def _workers(self) -> Workers:
         """An engine per GPU; without GPUs one per node, on all its CPUs."""
@@ -179,6 +184,18 @@ def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> Renderer:
     renderer = Renderer(model, engine)
     start_watchdog(renderer.check_alive)
     return renderer
+
+
+@contextmanager
+def _telling_why() -> Iterator[None]:
+    """Raise ModelUnavailable where it ended an engine's process: Ray tells its text alone."""
+    try:
+        yield
+    except RayActorError as error:
+        _, name, reason = str(error).rpartition(f"{ModelUnavailable.__name__}: ")
+        if not name:
+            raise
+        raise ModelUnavailable(reason.strip()) from None
 
 
 def _counts(ledger: ActorHandle) -> Mapping[str, int] | None:

@@ -44,8 +44,8 @@ def _find_problem(
     """What would fail only after Ray has started, in one line."""
     try:
         _try_to_bind(options.host, options.port)
-    except (OSError, OverflowError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
         return f"Cannot serve on {options.host}, port {options.port}: {error}"
     for name in same_names(models):
@@ -108,8 +108,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_compile(parser)
     add_byte_identical(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="(%(default)s)")
     return parser.parse_args(arguments)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is none: they go from 1 to {2**16 - 1}")
+    return int(text)
 
 
 def _is_loopback(host: str) -> bool:
@@ -118,7 +124,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _try_to_bind(host: str, port: int) -> None:
-    """Raises what binding raises: OSError, or OverflowError for a number that is no port."""
+    """Raises OSError."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -62,7 +62,16 @@ def resolve_folder(config: ModelConfig) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"cannot get {config.name} from the hub: {error}") from error
+        raise ModelUnavailable(
+            f"{config.name} is no folder here, and cannot be had from the hub: {_root(error)}"
+        ) from error
+
+
+def _root(error: BaseException) -> str:
+    """What the first of a chain of errors says, in a line."""
+    while before := error.__cause__ or error.__context__:
+        error = before
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def model_id(config: ModelConfig) -> str:

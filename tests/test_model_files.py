@@ -59,7 +59,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_that_cannot_be_had_is_refused() -> None:
-    with pytest.raises(ModelUnavailable, match="cannot get nobody/nothing from the hub"):
+    with pytest.raises(ModelUnavailable, match="nobody/nothing is no folder here"):
         load_pipeline("nobody/nothing")
 
 

@@ -302,9 +302,9 @@ def test_another_input_is_refused(tmp_path: Path, profile: ModelProfile) -> None
 
 def test_an_input_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("no Parquet")
-    for location in (tmp_path / "missing.parquet", tmp_path / "text.parquet"):
-        with pytest.raises(InputUnusable, match="as Parquet"):
-            PromptTable(str(location))
+    for name, reason in {"missing": "there is no /", "text": "as Parquet"}.items():
+        with pytest.raises(InputUnusable, match=reason):
+            PromptTable(str(tmp_path / f"{name}.parquet"))
 
 
 def test_an_input_without_prompts_says_what_it_has(tmp_path: Path) -> None:

@@ -19,11 +19,15 @@ from shared.request import CanonicalRequest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "missing.parquet", "--output", "out"], "error: cannot read missing.parquet"),
+        (["--input", "missing.parquet", "--output", "out"], "error: there is no missing.parquet"),
         (["--input", "examples", "--output", "examples/out"], "error: --output examples/out lies"),
         (
             ["--input", "examples/prompts.parquet", "--output", "out", "--model", "/no/model"],
             "error: /no/model is not a diffusers folder",
+        ),
+        (
+            ["--input", "examples/prompts.parquet", "--output", "/proc/out"],
+            "error: Cannot create directory '/proc/out'",
         ),
         (["--replay", "README.md"], "error: cannot identify image file"),
         (["--replay", "docs/images/page.jpg"], "error: the picture carries no provenance"),

@@ -103,5 +103,5 @@ def test_what_is_not_there_is_not_waited_for(server: S3Server) -> None:
     assert len(server.requests) <= 2
     assert output.list("missing") == []
     assert not output.exists("missing")
-    with pytest.raises(LocationUnusable, match="as Parquet"):
+    with pytest.raises(LocationUnusable, match="there is no s3"):
         PromptTable("s3://bucket/missing.parquet")
