@@ -149,7 +149,7 @@ _PAGE = """<!doctype html>
           padding: 0 1rem; }}
   dl {{ display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; }}
   dt {{ opacity: .75; }}
-  dd {{ margin: 0; }}
+  dd {{ margin: 0; min-width: 0; overflow-wrap: anywhere; }}
   .sheet {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
             gap: 1rem; }}
   figure {{ margin: 0; }}
@@ -166,6 +166,7 @@ _PAGE = """<!doctype html>
 </style>
 </head>
 <body>
+<main>
 <h1>{title}</h1>
 <dl>{facts}</dl>
 <div class="tables">{charts}</div>
@@ -174,6 +175,7 @@ _PAGE = """<!doctype html>
 </div>
 {failed}
 {rejected}
+</main>
 </body>
 </html>
 """

@@ -1,4 +1,4 @@
-"""The page in a real browser, on a real engine."""
+"""The page in a real browser, on a real engine; and the bulk job's report."""
 
 import base64
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Locator, Page, expect, sync_playwright
 
+from batch.report import write_report
 from serving.auth import token_hash
 from serving.door import HttpConfig
 from shared.config import EngineConfig, ModelConfig
@@ -22,6 +24,7 @@ from shared.image_codec import read_provenance
 from shared.model_files import BUNDLED_MODELS
 from shared.renderer import Renderer
 from shared.request import Provenance
+from tests.bulk import plan_run, render
 from tests.conftest import BIN
 from tests.http_server import InProcess, http_server
 
@@ -293,6 +296,22 @@ def test_it_is_accessible_and_fits_a_phone(page: Page, view: str, colours: str) 
     page.click(f"nav a[href='#{view}']")
     if view == "engine":
         expect(page.locator(".strip")).to_be_visible()
+    check_for_people(page)
+
+
+def test_the_report_is_accessible_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    plan, output = plan_run(tmp_path, {"prompt": ["a", "fail <this>", "", "peaks " * 50]})
+    with ThreadPoolExecutor(1) as thread:  # Playwright has an event loop in this one
+        thread.submit(render, plan, output, plan.shards).result()
+    write_report(plan, output)
+    page = browser.new_page()
+    page.goto((tmp_path / "out" / "report.html").as_uri())
+    check_for_people(page)
+    page.close()
+
+
+def check_for_people(page: Page) -> None:
+    """axe-core has nothing to say of it, and nothing sticks out on a phone."""
     found = Axe().run(page).response["violations"]
     assert not [(each["id"], each["impact"], each["nodes"][0]["html"]) for each in found]
     page.set_viewport_size(PHONE)
