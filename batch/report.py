@@ -161,7 +161,9 @@ _PAGE = """<!doctype html>
   .tables {{ display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: start;
              margin: 1rem 0 2rem; }}
   caption {{ text-align: left; font-weight: bold; }}
-  th {{ text-align: left; font-weight: normal; }}
+  th {{ text-align: left; font-weight: normal; overflow-wrap: anywhere; }}
+  li {{ overflow-wrap: anywhere; }}
+  table {{ max-width: 100%; }}
   td {{ text-align: right; padding-left: 1rem; }}
 </style>
 </head>
