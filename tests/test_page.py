@@ -271,6 +271,20 @@ def test_the_engine_is_seen_at_work(page: Page, host: str) -> None:
         expect(page.locator(".strip rect[fill='url(#stripes)']").first).to_be_attached()
 
 
+def test_many_at_once_leave_room_to_look(page: Page) -> None:
+    fill(page, num_inference_steps=150)
+    page.select_option("#count", "4")
+    page.click("#go")
+    page.click("#go")
+    expect(cards(page, "running").filter(has_text="of 150")).to_have_count(4, timeout=30_000)
+    page.click("nav a[href='#engine']")
+    expect(page.locator("#counters tr", has_text="online").locator("td").first).to_have_text("4")
+    page.click("nav a[href='#create']")
+    for card in reversed(cards(page, "running").all()):
+        card.get_by_text("Cancel").click()
+    expect(page.locator("#no-pictures")).to_be_visible()
+
+
 def test_a_service_with_a_token_asks_for_it(browser: Browser, renderer: Renderer) -> None:
     config = HttpConfig(token_hashes=(token_hash("secret"),))
     with http_server(InProcess(renderer), config) as host:

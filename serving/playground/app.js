@@ -10,6 +10,21 @@ import * as settings from "./settings.js";
 const $ = (id) => document.getElementById(id);
 const model = () => $("model").value;
 
+// A browser opens six connections to a service; what asks for its state needs some, too.
+const places = {
+  free: 4,
+  waiting: [],
+  async take() {
+    if (this.free) this.free--;
+    else await new Promise((go) => this.waiting.push(go));
+  },
+  give() {
+    const next = this.waiting.shift();
+    if (next) next();
+    else this.free++;
+  },
+};
+
 // What can be done with a picture of the gallery.
 const ACTIONS = {
   Reuse: async (request) => {
@@ -32,7 +47,11 @@ function imagine() {
 
 async function imagineOne(request) {
   const controller = new AbortController();
-  const card = new Card("Sending …", () => controller.abort());
+  const card = new Card("Waiting for those before it …", () => {
+    controller.abort();
+    card.remove();
+  });
+  await places.take();
   const started = performance.now();
   try {
     for await (const news of render(request, controller.signal)) {
@@ -46,8 +65,9 @@ async function imagineOne(request) {
     }
     throw new Error("The connection was lost.");
   } catch (error) {
-    if (error.name === "AbortError") card.remove();
-    else failed(error, request, card);
+    if (error.name !== "AbortError") failed(error, request, card);
+  } finally {
+    places.give();
   }
 }
 
