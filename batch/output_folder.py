@@ -79,7 +79,8 @@ class OutputFolder:
         try:
             self._filesystem.create_dir(self._root, recursive=True)
         except OSError as error:
-            raise LocationUnusable(str(error.strerror)) from error
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise LocationUnusable(f"cannot make the folder {self.location}: {reason}") from error
 
     def write(self, name: str, data: bytes) -> None:
         def write() -> None:

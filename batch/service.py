@@ -161,6 +161,8 @@ def _error(response: httpx.Response) -> Exception:
             return DeadlineExceeded(message)
         case "moderation_blocked":
             return ImageBlocked(message)
-        case "invalid_api_key" | "model_not_found" | "not_found":
+        case "invalid_api_key" | "model_not_found":
             return ServiceUnusable(message)
+        case "not_found":
+            return ServiceUnusable(f"{response.url} is not there: give the service's own address")
     return RenderFailed(f"{code}: {message}")

@@ -27,6 +27,7 @@ COMING = [
 ]
 BOX, TOP, LEGEND = 22, 14, 190
 SECONDS_A_FORWARD = 0.4
+WHOLE = 0.2  # of the film, at its start: all of it, as where nothing moves
 
 
 def main() -> None:
@@ -96,8 +97,9 @@ def column(forward: PastForward, x: int, bottom: int, since: float, number: int)
     owners = [member for member in forward.members for _ in range(member.rows)]
     boxes = "".join(box(member, x, bottom - BOX * (i + 1)) for i, member in enumerate(owners))
     comes = (
-        '<animate attributeName="opacity" calcMode="discrete" values="0;1" repeatCount="indefinite"'
-        f' keyTimes="0;{since:.4f}" dur="{number * SECONDS_A_FORWARD + 3:.1f}s"/>'
+        '<animate attributeName="opacity" calcMode="discrete" values="1;0;1"'
+        f' keyTimes="0;{WHOLE};{WHOLE + (1 - WHOLE) * since:.4f}"'
+        f' dur="{number * SECONDS_A_FORWARD / (1 - WHOLE):.1f}s" repeatCount="indefinite"/>'
     )
     return f"<g>{boxes}{comes if since else ''}</g>\n"
 

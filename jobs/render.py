@@ -23,7 +23,7 @@ from batch.report import REPORT, read_summary, write_report
 from batch.service import ServiceUnusable
 from jobs.arguments import flag, parse
 from jobs.progress import duration
-from jobs.renderers import Engines, Renderers, RunningService
+from jobs.renderers import Engines, Renderers, RunningService, end_in_order
 from shared.arguments import engine_config
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
@@ -39,6 +39,7 @@ _MAX_REJECTED_SHOWN = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    end_in_order()
     try:
         if options.replay:
             return _replay(options)
@@ -242,7 +243,7 @@ def _print_rejected(plan: Plan, output: OutputFolder) -> None:
 def _say_why_it_ends(reason: str, options: argparse.Namespace) -> None:
     print(f"error: {reason}", file=sys.stderr)
     if not (options.replay or options.dry_run):
-        print("The same command goes on where it stopped", file=sys.stderr)
+        print("The same command goes on with the shards that are not finished", file=sys.stderr)
 
 
 def _exit_code(summary: Summary) -> int:

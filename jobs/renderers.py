@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import os
+import signal
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -105,7 +106,7 @@ class RunningService:
     def __init__(self, where: str, model: str | None, token: str | None) -> None:
         """Raises ServiceUnusable."""
         if "://" not in where:
-            start_ray(default="auto")
+            _join_cluster_of(where)
         self._where = where
         self._loop = _Loop()
         self._connect = partial(connect, where, model, token)
@@ -162,16 +163,35 @@ class _Loop:
             future.cancel()
 
 
+def _join_cluster_of(application: str) -> None:
+    if any(sign in application for sign in ":/"):
+        raise ServiceUnusable(f"{application} is no address: they begin with http:// or https://")
+    try:
+        start_ray(default="auto")
+    except ConnectionError:
+        raise ServiceUnusable(
+            f"there is no Ray cluster to find the Serve application {application!r} in: set "
+            "RAY_ADDRESS, or give the service's address, as in http://localhost:8000"
+        ) from None
+
+
+def end_in_order() -> None:
+    """Have `ray job stop` and a plain kill end the job as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def start_ray(default: str = "local") -> None:
     """Join the cluster of RAY_ADDRESS, or start one on this machine, without Ray's own noise."""
     if ray.is_initialized():
         return
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     ray.init(
         address=os.environ.get("RAY_ADDRESS", default),
         include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    end_in_order()  # Ray's own way with the signal is a page of addresses
     # A line of our own every few seconds says more, and reads well in a job's log.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

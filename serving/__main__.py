@@ -3,11 +3,13 @@
 import argparse
 import errno
 import ipaddress
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 from serving.serve_environment import SERVE_ENVIRONMENT
 
@@ -65,11 +67,14 @@ def _serve_until_stopped(
 ) -> None:
     # Ctrl-C and a plain kill end the service the same way, also while it is still starting, and
     # also where a shell has started it in the background with Ctrl-C ignored.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
+    _on_signals(signal.default_int_handler)
     try:
+        # Not our token, and it needs nothing of the caller.
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         # docs/decisions.md: on two cores, a fifth of the speed of a request that is alone.
         ray.init(address=address, include_dashboard=False)
+        _on_signals(signal.default_int_handler)  # Ray has its own way with SIGTERM
         serve.start(http_options={"host": options.host, "port": options.port})
         first, *others = models
         args = ServiceArgs(
@@ -86,11 +91,15 @@ def _serve_until_stopped(
     except KeyboardInterrupt:
         print("\nStopping ...", flush=True)
     finally:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # a second one must not leave half of it behind
+        _on_signals(signal.SIG_IGN)  # a second one must not leave half of it behind
         if address != "local" and ray.is_initialized():
             serve.delete("default")
         ray.shutdown()  # a local cluster goes with it
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, handler)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -114,7 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is none: they go from 1 to {2**16 - 1}")
+        raise argparse.ArgumentTypeError(f"{text} is not a port: they go from 1 to {2**16 - 1}")
     return int(text)
 
 
