@@ -29,6 +29,10 @@ from shared.request import CanonicalRequest
             ["--input", "examples/prompts.parquet", "--output", "/proc/out"],
             "error: cannot make the folder /proc/out: ",
         ),
+        (
+            ["--input", "examples/prompts.parquet", "--output", "out", "--via-service", "host:80"],
+            "error: host:80 is no address: they begin with http:// or https://",
+        ),
         (["--replay", "README.md"], "error: cannot identify image file"),
         (["--replay", "docs/images/page.jpg"], "error: the picture carries no provenance"),
     ],
