@@ -45,12 +45,19 @@ def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
 
 
 def check_fits(config: ModelConfig) -> None:
-    """Raise ModelUnavailable where its device is not here, or has too little memory for it."""
-    _check_memory(config, resolve_folder(config), _device(config))
+    """Raise ModelUnavailable where its device or its weights are not here, or do not fit.
+
+    A GPU is left alone: to ask for its free memory takes some of it, for good.
+    """
+    folder, device = resolve_folder(config), _device(config)
+    if device.type == "cuda":
+        num_weights(folder, config.variant)
+    else:
+        _check_memory(config, folder, device)
 
 
 def _check_memory(config: ModelConfig, folder: Path, device: torch.device) -> None:
-    # Else the system ends the process in the middle of it, without a word.
+    # Else the system ends the process in the middle of loading, without a word.
     needed = num_weights(folder, config.variant) * _dtype(config, device).itemsize
     free = _free_memory(device)
     if needed > free:
@@ -131,7 +138,12 @@ def _device(config: ModelConfig) -> torch.device:
 
 def _named_device(name: str) -> torch.device:
     try:
-        return torch.empty(0, device=name).device
+        device = torch.device(name)
+        if device.type == "cuda":
+            torch.cuda.get_device_properties(device)  # takes no memory of it
+        else:
+            torch.empty(0, device=device)
+        return device
     except (AssertionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelUnavailable(
