@@ -66,8 +66,11 @@ def rendered(engine: DenoiseEngine) -> Iterator[PastForward]:
 
     let_in()
     while waiting or not all(ticket.done() for ticket in tickets):
+        engine.check_alive()
         time.sleep(0.05)
-    yield from engine.forwards().latest
+    latest = engine.forwards().latest
+    assert latest[0].number == 1, "the engine does not keep so many"
+    yield from latest
 
 
 def film(forwards: Sequence[PastForward]) -> str:
@@ -94,6 +97,7 @@ def film(forwards: Sequence[PastForward]) -> str:
 
 def column(forward: PastForward, x: int, bottom: int, since: float, number: int) -> str:
     """Its boxes, which are there from their part of the film on."""
+    assert not forward.padding_rows, "boxes of nobody are not drawn"
     owners = [member for member in forward.members for _ in range(member.rows)]
     boxes = "".join(box(member, x, bottom - BOX * (i + 1)) for i, member in enumerate(owners))
     comes = (

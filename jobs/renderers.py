@@ -60,7 +60,7 @@ class Engines:
         asked: Mapping[str, float | None],
     ) -> None:
         """Raises ModelUnavailable. `asked` are the fields of Workers that are not left to us."""
-        if "RAY_ADDRESS" not in os.environ:  # then this machine renders
+        if os.environ.get("RAY_ADDRESS", "local") == "local":  # then this machine renders
             check_fits(model)
         self.served = ServedModel.configured(describe_model(model), model, engine)
         self._make = partial(_watched_renderer, model, engine)

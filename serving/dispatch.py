@@ -38,6 +38,7 @@ _ALL_LOST = {
 # of those who wait for a generator while there is none.
 MAX_BULK = 256
 _READY_WITHIN_S = 5.0
+_ANSWERS_WITHIN_S = 30.0
 _END_WITHIN_S = 1.0
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError, EngineDead, Cancelled)
 
@@ -66,11 +67,11 @@ class Dispatcher:
             return self._served
 
     async def counters(self) -> EngineCounters:
-        counters: EngineCounters = await self._answer("counters")
+        counters: EngineCounters = await self._answer_soon("counters")
         return counters
 
     async def forwards(self) -> EngineForwards:
-        forwards: EngineForwards = await self._answer("forwards")
+        forwards: EngineForwards = await self._answer_soon("forwards")
         return forwards
 
     async def check_ready(self) -> None:
@@ -159,6 +160,14 @@ class Dispatcher:
             raise Overloaded(load.seconds_to_clear()) from None
         finally:
             self._num_bulk -= is_bulk
+
+    async def _answer_soon(self, method: str) -> Any:
+        try:
+            async with asyncio.timeout(_ANSWERS_WITHIN_S):
+                return await self._answer(method)
+        except TimeoutError:
+            reason = f"no generator answered within {_ANSWERS_WITHIN_S:.0f} s"
+            raise DeadlineExceeded(reason) from None
 
     async def _answer(self, method: str) -> Any:
         """The one value that this method of a generator gives."""

@@ -70,7 +70,7 @@ async def _stats(query: Annotated[ModelQuery, Query()], door: OpenDoor) -> Engin
 
 
 async def _forwards(query: Annotated[ModelQuery, Query()], door: OpenDoor) -> EngineForwards:
-    """The latest forwards of one generator of the model, and which requests were in them."""
+    """What one generator of the model is at: its latest forwards, and who was in them."""
     return await door.rendering(query.model).forwards()
 
 

@@ -130,8 +130,9 @@ def num_weights(folder: Path, variant: str | None = None) -> int:
 
     Raises ModelUnavailable where a component has weights of another kind alone, or broken ones.
     """
-    components = _components(folder)
-    return sum(_numbers_in(file) for each in components for file in _weights(each, variant))
+    index = _read_json(folder / "model_index.json")
+    used = [each for each in _components(folder) if index[each.name] != [None, None]]
+    return sum(_numbers_in(file) for each in used for file in _weights(each, variant))
 
 
 def _weights(component: Path, variant: str | None) -> list[Path]:
@@ -140,7 +141,7 @@ def _weights(component: Path, variant: str | None) -> list[Path]:
     plain = [file for file in safe if "." not in file.stem]
     of_variant = [file for file in safe if variant and f".{variant}" in file.stem]
     unsafe = next((file for file in component.iterdir() if file.suffix in _UNSAFE), None)
-    if unsafe and not (of_variant or plain):
+    if unsafe and not safe:
         raise ModelUnavailable(
             f"{unsafe} can hold code, and there are no safetensors beside it: load the checkpoint "
             "with diffusers where you trust it, and save_pretrained() writes them"

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,8 @@ from torch import nn
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
 from shared.model_files import num_weights, resolve_folder
+
+_CONTAINERS_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def load_pipeline(config: ModelConfig | str = "postcard") -> DiffusionPipeline:
@@ -71,7 +73,10 @@ def _free_memory(device: torch.device) -> int:
     """In bytes; what macOS lends to its GPU is the machine's own."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        return min(available, int(_CONTAINERS_LIMIT.read_text()))
+    return available
 
 
 def _load_adapters(pipeline: DiffusionPipeline, adapters: dict[str, Path]) -> None:

@@ -137,6 +137,13 @@ def test_a_dry_run_says_how_long_and_how_large(prompts: Path, cluster: Cluster) 
     )
 
 
+def test_what_an_engine_lacks_on_its_node_is_one_line(cluster: Cluster, prompts: Path) -> None:
+    command = [*RENDER, "--input", str(prompts), "--output", str(prompts.parent / "out")]
+    done = run([*command, "--num-cpus=1", "--device=cuda:99"], cluster)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: there is no device 'cuda:99' here (")
+
+
 def test_a_submitted_job_renders(cluster: Cluster, prompts: Path, tmp_path: Path) -> None:
     submit = [str(BIN / "ray"), "job", "submit", "--working-dir", "."]
     job = ["python", "-m", "jobs.render", "--num-cpus=1", "--input", str(prompts), "--output"]

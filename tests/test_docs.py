@@ -36,5 +36,6 @@ def test_files_that_are_named_are_there(document: Path) -> None:
 
 def anchors(document: Path) -> set[str]:
     """Of a document's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", prose, re.M)
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}

@@ -14,7 +14,15 @@ import pytest
 import requests
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Locator, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    FilePayload,
+    Locator,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from batch.report import write_report
 from serving.auth import token_hash
@@ -27,6 +35,7 @@ from shared.request import Provenance
 from tests.bulk import plan_run, render
 from tests.conftest import BIN
 from tests.http_server import InProcess, http_server
+from tests.small_models import small_stable_diffusion
 
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
@@ -66,6 +75,7 @@ def page(browser: Browser, host: str) -> Iterator[Page]:
     page = context.new_page()
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda said: complaints.extend(complaint(said)))
     page.on("request", lambda request: complaints.extend(foreign(request.url, host)))
     open_page(page, host)
     page.click("#settings summary")
@@ -73,6 +83,12 @@ def page(browser: Browser, host: str) -> Iterator[Page]:
     yield page
     context.close()
     assert not complaints
+
+
+def complaint(said: ConsoleMessage) -> list[str]:
+    """Of a refusal that a test asked for, the browser tells as well."""
+    is_one = said.type == "error" and "the server responded with a status of 4" not in said.text
+    return [said.text] if is_one else []
 
 
 def foreign(url: str, host: str) -> list[str]:
@@ -143,6 +159,9 @@ def test_several_pictures_have_successive_seeds_and_can_be_forgotten(page: Page)
     fill(page, seed=40)
     page.select_option("#count", "3")
     imagine(page, 3)
+    assert [provenance(card).request.seed for card in cards(page).all()] == [40, 41, 42]
+    page.reload()
+    expect(cards(page)).to_have_count(3)
     assert [provenance(card).request.seed for card in cards(page).all()] == [40, 41, 42]
     cards(page).nth(1).get_by_text("Forget").click()
     expect(cards(page)).to_have_count(2)
@@ -242,9 +261,7 @@ def test_the_code_that_it_shows_gives_the_same_picture(
     command = ["bash", "-c", code] if language == "curl" else [sys.executable, "-c", code]
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
-    given = (
-        tmp_path / ("out.png" if is_edit and language != "openai" else "picture.png")
-    ).read_bytes()
+    given = (tmp_path / ("out.png" if is_edit else "picture.png")).read_bytes()
     assert read_provenance(given) == provenance(cards(page))
 
 
@@ -265,24 +282,48 @@ def test_the_engine_is_seen_at_work(page: Page, host: str) -> None:
     headers = {"X-Priority": "bulk"}
     with requests.post(f"{host}/imagine/events", json=bulk, headers=headers, stream=True):
         page.click("nav a[href='#engine']")
-        row = page.locator("#engines table tr", has_text="bulk")
-        expect(row).to_contain_text("of 150", timeout=30_000)
-        expect(page.locator("#counters tr", has_text="bulk").locator("td").first).to_have_text("1")
+        counters, batch = (page.locator("#engines table").nth(i) for i in range(2))
+        expect(batch.get_by_role("row")).to_contain_text("of 150", timeout=30_000)
+        expect(counters.locator("tr", has_text="bulk").locator("td").first).to_have_text("1")
         expect(page.locator(".strip rect[fill='url(#stripes)']").first).to_be_attached()
+    expect(page.get_by_text("Nothing in the batch")).to_be_visible()  # it was given up
 
 
 def test_many_at_once_leave_room_to_look(page: Page) -> None:
-    fill(page, num_inference_steps=150)
+    fill(page, num_inference_steps=150, width=256, height=256)
     page.select_option("#count", "4")
     page.click("#go")
     page.click("#go")
     expect(cards(page, "running").filter(has_text="of 150")).to_have_count(4, timeout=30_000)
     page.click("nav a[href='#engine']")
-    expect(page.locator("#counters tr", has_text="online").locator("td").first).to_have_text("4")
+    online = page.locator("#engines tr", has_text="online").first
+    expect(online.locator("td").first).to_have_text("4")
     page.click("nav a[href='#create']")
-    for card in reversed(cards(page, "running").all()):
-        card.get_by_text("Cancel").click()
+    while cards(page, "running").count():
+        cards(page, "running").last.get_by_text("Cancel").click()
     expect(page.locator("#no-pictures")).to_be_visible()
+
+
+def test_each_model_has_its_form(browser: Browser, renderer: Renderer, tmp_path: Path) -> None:
+    small_stable_diffusion().save_pretrained(tmp_path / "small")
+    config = ModelConfig(name=str(tmp_path / "small"))
+    with (
+        Renderer(config, EngineConfig()) as other,
+        http_server(InProcess(renderer), None, InProcess(other)) as host,
+    ):
+        page = browser.new_page()
+        open_page(page, host)
+        page.click("#settings summary")
+        fill(page, width=64, height=64, num_inference_steps=2)
+        imagine(page, 1)
+        page.select_option("#model", "small")
+        expect(page.locator("#adapters")).to_be_hidden()
+        imagine(page, 2)
+        assert [provenance(card).model for card in cards(page).all()] == ["small", "postcard"]
+        cards(page).last.get_by_text("Reuse").click()
+        expect(page.locator("#model")).to_have_value("postcard")
+        expect(page.locator("#adapters")).to_be_visible()
+        page.close()
 
 
 def test_a_service_with_a_token_asks_for_it(browser: Browser, renderer: Renderer) -> None:

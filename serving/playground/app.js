@@ -42,40 +42,46 @@ function imagine() {
   showCode();
   const request = settings.request();
   // The first stands first, since each goes before those that are there.
-  for (let i = Number($("count").value) - 1; i >= 0; i--) imagineOne({ ...request, seed: request.seed + i });
+  const at = Date.now();
+  for (let i = Number($("count").value) - 1; i >= 0; i--) {
+    imagineOne({ ...request, seed: request.seed + i }, at - i / 1000);
+  }
 }
 
-async function imagineOne(request) {
+async function imagineOne(request, at) {
   const controller = new AbortController();
   const card = new Card("Waiting for those before it …", () => {
     controller.abort();
     card.remove();
   });
   await places.take();
+  card.say("Starting …");
   const started = performance.now();
   try {
     for await (const news of render(request, controller.signal)) {
       if (!news.picture) card.show(news);
       else {
-        const entry = { picture: news.picture, start: request.start };
-        await card.finish(entry, await keep(entry), ACTIONS);
-        say(`Rendered in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
+        card.setButtons([]);
+        const kept = await keep(news.picture, request.start, at);
+        card.finish(kept, ACTIONS);
+        const seconds = ((performance.now() - started) / 1000).toFixed(1);
+        say(`Rendered in ${seconds} s${kept.id === null ? "; this browser does not keep it." : "."}`);
         return;
       }
     }
     throw new Error("The connection was lost.");
   } catch (error) {
-    if (error.name !== "AbortError") failed(error, request, card);
+    if (error.name !== "AbortError") failed(error, request, at, card);
   } finally {
     places.give();
   }
 }
 
-function failed(error, request, card) {
+function failed(error, request, at, card) {
   say(error.message, true);
   if (error.status === 401) askForToken();
   if (error.status === 400 || error.status === 401) card.remove(); // it is the form's to mend
-  else card.fail(error.message, [button("Try again", () => { card.remove(); imagineOne(request); })]);
+  else card.fail(error.message, [button("Try again", () => { card.remove(); imagineOne(request, at); })]);
   settings.markWrong(error.field);
 }
 
@@ -92,14 +98,20 @@ async function loadModel() {
   }
 }
 
+/** Returns whether the form is now that of the chosen model. */
 async function loadProfile() {
+  const asked = model();
   const slow = setTimeout(() => say("The model is being loaded …"), 500);
   try {
-    settings.setProfile((await get("profile", { model: model() })).profile);
+    const { profile } = await get("profile", { model: asked });
+    if (asked !== model()) return false; // another was chosen meanwhile
+    settings.setProfile(profile);
     say("");
     showCode();
+    return true;
   } catch (error) {
     failedToLoad(error);
+    return false;
   } finally {
     clearTimeout(slow);
   }
@@ -111,32 +123,34 @@ function failedToLoad(error) {
 }
 
 function askForToken() {
+  location.hash = "#create";
+  showView();
   $("token-row").hidden = false;
   $("token").focus();
 }
 
 function startFrom(file) {
-  settings.setStart(file);
+  if (!settings.setStart(file)) return say("This model starts from no picture.", true);
   showCode();
   say("The next picture starts from it.");
-  $("start").scrollIntoView({ block: "nearest" });
+  $("strength").focus();
 }
 
 async function restore({ model: made, ...request }) {
   const isServed = [...$("model").options].some(({ value }) => value === made);
   if (isServed && made !== model()) {
     $("model").value = made;
-    await loadProfile();
+    if (!(await loadProfile())) return;
   }
-  settings.restore(request);
+  const missing = [...(isServed ? [] : [made]), ...settings.restore(request)];
   showCode();
-  say(isServed ? "Its settings are back in the form. " : `Its settings are back in the form; it was made by ${made}. `);
+  say(`Its settings are back in the form${missing.length ? `, but for ${missing.join(", ")}` : ""}. `);
 }
 
 /** One made here brings its settings, any other is one to start from. */
 async function open(file) {
   const made = await readProvenance(file);
-  if (!made) return $("start-row").hidden ? say("This model starts from no picture.", true) : startFrom(file);
+  if (!made) return startFrom(file);
   await restore({ ...made.request, model: made.model });
   if (!$("start-row").hidden) $("status").append(button("Start from it instead", () => startFrom(file)));
 }
@@ -203,6 +217,11 @@ function listen() {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
   });
   $("model").addEventListener("change", loadProfile);
+  $("token").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // it asks for no picture
+    $("token").blur();
+  });
   $("token").addEventListener("change", () => {
     token.set($("token").value);
     loadModel();
@@ -220,7 +239,9 @@ function listen() {
   }
   $("copy-code").addEventListener("click", () => copy($("snippet").textContent, "The code is copied."));
   addEventListener("hashchange", showView);
+  const hasFile = (event) => event.dataTransfer.types.includes("Files"); // and not text, say
   addEventListener("dragover", (event) => {
+    if (!hasFile(event)) return;
     event.preventDefault();
     document.body.classList.add("dropping");
   });
@@ -228,7 +249,9 @@ function listen() {
     if (!event.relatedTarget) document.body.classList.remove("dropping");
   });
   addEventListener("drop", (event) => {
+    if (!hasFile(event)) return;
     event.preventDefault();
+    location.hash = "#create";
     document.body.classList.remove("dropping");
     const file = [...event.dataTransfer.files].find(({ type }) => type.startsWith("image/"));
     if (file) open(file);

@@ -15,10 +15,10 @@ function curl(request, isEdit, origin, needsToken) {
   const token = needsToken ? ' -H "Authorization: Bearer $API_TOKEN"' : "";
   if (isEdit) {
     const fields = Object.entries(request).map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${asField(value)}`)}`);
-    return `curl ${origin}/v1/images/edits${token} \\\n  -F image=@picture.png${fields.join("")} \\\n` +
+    return `curl -f ${origin}/v1/images/edits${token} \\\n  -F image=@picture.png${fields.join("")} \\\n` +
       "  | python3 -c 'import base64, json, sys; open(\"out.png\", \"wb\").write(base64.b64decode(json.load(sys.stdin)[\"data\"][0][\"b64_json\"]))'";
   }
-  return `curl -o picture.png ${origin}/imagine${token} \\\n  -H "Content-Type: application/json" \\\n  -d ${quoted(JSON.stringify(request))}`;
+  return `curl -f -o picture.png ${origin}/imagine${token} \\\n  -H "Content-Type: application/json" \\\n  -d ${quoted(JSON.stringify(request))}`;
 }
 
 function pythonRequests(request, isEdit, origin, needsToken) {
@@ -63,7 +63,7 @@ from openai import OpenAI
 client = OpenAI(base_url="${origin}/v1", api_key=${key})
 response = client.images.${isEdit ? "edit" : "generate"}(
 ${lines.join("")})
-open("picture.png", "wb").write(base64.b64decode(response.data[0].b64_json))`;
+open("${isEdit ? "out.png" : "picture.png"}", "wb").write(base64.b64decode(response.data[0].b64_json))`;
 }
 
 /** Objects of a form field, as the service reads them. */

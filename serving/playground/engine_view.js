@@ -7,42 +7,64 @@ const EVERY_MS = 1000;
 const NUM_SHOWN = 48;
 const CELL = 9;
 
-const engines = new Map(); // by name: its forwards by number. The service may have several engines.
-let timer = null;
+const FORGET_AFTER_MS = 10_000;
+
+const engines = new Map(); // by name: when each answered last, and what. A service may have several.
+let running = null;
 
 export function start(model) {
   stop();
-  const look = async () => {
-    if (!document.hidden) await show(model()).catch((error) => say(error.message));
-    if (timer !== null) timer = setTimeout(look, EVERY_MS);
-  };
-  timer = setTimeout(look, 0);
+  running = new AbortController();
+  follow(model, running.signal);
 }
 
 export function stop() {
-  clearTimeout(timer);
-  timer = null;
+  running?.abort();
 }
 
-async function show(model) {
-  const [stats, { engine, latest }] = await Promise.all([get("stats", { model }), get("forwards", { model })]);
-  const known = engines.get(engine) ?? new Map();
-  for (const forward of latest) known.set(forward.number, forward);
-  const forwards = [...known.values()].sort((a, b) => a.number - b.number).slice(-NUM_SHOWN);
-  engines.set(engine, new Map(forwards.map((forward) => [forward.number, forward])));
-  const total = Object.values(stats.forwards_by_requests).reduce((sum, each) => sum + each, 0);
-  const shared = total - (stats.forwards_by_requests[1] ?? 0);
-  say(`${total} forwards so far, ${percent(shared, total)} of them shared; in forwards for ${stats.busy_s.toFixed(0)} s.`);
-  showCounters(stats);
-  $("engines").replaceChildren(...[...engines].flatMap(([name, each]) => engineView(name, [...each.values()])));
+async function follow(model, signal) {
+  let asked = null;
+  while (!signal.aborted) {
+    if (asked !== model()) engines.clear();
+    asked = model();
+    if (!document.hidden) {
+      await get("forwards", { model: asked }, signal).then(show, (error) => signal.aborted || say(error.message));
+    }
+    await new Promise((go) => setTimeout(go, EVERY_MS));
+  }
 }
 
-function showCounters(stats) {
-  $("counters").hidden = false;
-  $("counters").tBodies[0].replaceChildren(
-    row("online", stats.online), row("bulk", stats.bulk),
-    tableRow("padding", ["", "", "", stats.num_padding_rows]),
+function show(answer) {
+  const now = performance.now();
+  engines.set(answer.engine, { ...answer, at: now });
+  for (const [name, { at }] of engines) if (now - at > FORGET_AFTER_MS) engines.delete(name);
+  say(engines.size > 1 ? `${engines.size} engines, seen one after the other` : "");
+  $("engines").replaceChildren(...[...engines.values()].map(engineView));
+}
+
+function engineView({ engine, counters, in_flight: inFlight, latest }) {
+  const view = document.createElement("section");
+  const title = document.createElement("h2");
+  title.textContent = `Engine ${engine}`;
+  view.append(title, summary(counters), countersTable(counters));
+  if (latest.length) view.append(strip(latest), members(inFlight, latest));
+  return view;
+}
+
+function summary({ forwards_by_requests: by, busy_s }) {
+  const total = Object.values(by).reduce((sum, each) => sum + each, 0);
+  const shared = total - (by[1] ?? 0);
+  const text = document.createElement("p");
+  text.textContent = `${total} forwards so far, ${percent(shared, total)} of them shared; in forwards for ${busy_s.toFixed(0)} s.`;
+  return text;
+}
+
+function countersTable({ online, bulk, num_padding_rows }) {
+  const table = $("counters").content.firstElementChild.cloneNode(true);
+  table.tBodies[0].append(
+    row("online", online), row("bulk", bulk), tableRow("padding", ["", "", "", num_padding_rows]),
   );
+  return table;
 }
 
 function row(kind, { num_in_flight, num_waiting, num_completed, num_rows }) {
@@ -56,13 +78,6 @@ function tableRow(title, values) {
   th.textContent = title;
   for (const value of values) tr.insertCell().append(value);
   return tr;
-}
-
-function engineView(name, forwards) {
-  if (!forwards.length) return [];
-  const title = document.createElement("h2");
-  title.textContent = `Engine ${name}: its last ${forwards.length} forwards`;
-  return [title, strip(forwards), members(forwards)];
 }
 
 function strip(forwards) {
@@ -99,22 +114,20 @@ function strip(forwards) {
   return picture;
 }
 
-/** Who is in the batch: the last word of each picture that is not done. */
-function members(forwards) {
-  const latest = new Map();
-  for (const forward of forwards) {
-    for (const member of forward.members) latest.set(member.request, { ...member, pixels: forward.pixels });
-  }
-  const now = [...latest.values()].filter(({ step, num_steps }) => step < num_steps);
+/** Who is in the batch, of the size that the latest forwards tell. */
+function members(inFlight, forwards) {
+  const pixels = new Map();
+  for (const forward of forwards) for (const member of forward.members) pixels.set(member.request, forward.pixels);
   const table = document.createElement("table");
-  table.createCaption().textContent = now.length ? "In the batch" : "Nothing in the batch";
-  for (const member of now) {
+  table.createCaption().textContent = inFlight.length ? "In the batch" : "Nothing in the batch";
+  for (const member of inFlight) {
     const bar = Object.assign(document.createElement("progress"), { max: member.num_steps, value: member.step });
     bar.ariaLabel = `Steps of picture ${member.request}`;
     const swatch = svg("svg", { width: 12, height: 12, "aria-hidden": "true" });
     swatch.append(svg("rect", { width: 12, height: 12, rx: 2, fill: colour(member.request) }));
+    const size = pixels.has(member.request) ? pixelsText(pixels.get(member.request)) : "";
     const tr = tableRow(`picture ${member.request}`, [
-      swatch, member.priority, pixelsText(member.pixels), bar, `step ${member.step} of ${member.num_steps}`,
+      swatch, member.priority, size, bar, `step ${member.step} of ${member.num_steps}`,
     ]);
     table.append(tr);
   }

@@ -7,7 +7,7 @@ const STORE = "pictures";
 
 const opened = new Promise((resolve, reject) => {
   const opening = indexedDB.open("stable-diffusion-on-ray", 1);
-  opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { autoIncrement: true });
+  opening.onupgradeneeded = () => opening.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
   opening.onsuccess = () => resolve(opening.result);
   opening.onerror = () => reject(opening.error);
 });
@@ -24,7 +24,7 @@ async function stored(mode, ask) {
 
 /** A card of a picture on its way: `show` its progress, then `finish` or `fail` it. */
 export class Card {
-  constructor(said, cancel) {
+  constructor(said, cancel, isLast = false) {
     this.element = $("card").content.firstElementChild.cloneNode(true);
     this._progress = this.element.querySelector("progress");
     this._image = this.element.querySelector("img");
@@ -33,7 +33,8 @@ export class Card {
     this._image.alt = "";
     this.say(said);
     this.setButtons([button("Cancel", cancel)]);
-    $("pictures").prepend(this.element);
+    if (isLast) $("pictures").append(this.element);
+    else $("pictures").prepend(this.element);
     $("no-pictures").hidden = true;
   }
 
@@ -41,7 +42,7 @@ export class Card {
     if (steps) {
       Object.assign(this._progress, { max: steps, value: step });
       this.say(step ? `Step ${step} of ${steps}` : ahead ? `${ahead} ahead` : "Starting …");
-    }
+    } else this.say("Rendering …"); // an edit tells no steps
     if (preview) Object.assign(this._image, { src: preview, alt: "A preview" });
   }
 
@@ -50,7 +51,10 @@ export class Card {
   }
 
   setButtons(buttons) {
-    this.element.querySelector(".buttons").replaceChildren(...buttons);
+    const row = this.element.querySelector(".buttons");
+    const hadFocus = row.contains(document.activeElement);
+    row.replaceChildren(...buttons);
+    if (hadFocus) buttons[0]?.focus();
   }
 
   fail(reason, buttons) {
@@ -61,27 +65,30 @@ export class Card {
   }
 
   remove() {
+    finished.delete(this);
+    const next = this.element.nextElementSibling ?? this.element.previousElementSibling;
+    const hadFocus = this.element.contains(document.activeElement);
     this.element.remove();
+    if (this._image.src.startsWith("blob:")) URL.revokeObjectURL(this._image.src);
+    if (hadFocus) (next?.querySelector("button") ?? $("prompt")).focus();
     showWhetherEmpty();
   }
 
-  /** Show it for good. `actions` are {name: function of (request, picture)}. */
-  async finish({ picture, start }, key, actions) {
-    const { request, model } = (await readProvenance(picture)) ?? { request: {}, model: "" };
+  /** Show what is kept, or could not be (`id` null). `actions` are {name: function of (request, picture)}. */
+  finish({ id, picture, start, request, model }, actions) {
     const url = URL.createObjectURL(picture);
     const whole = { ...request, model, start };
     this.element.dataset.state = "done";
     this._progress.hidden = true;
-    Object.assign(this._image, { src: url, alt: request.prompt ?? "" });
-    this.say(request.prompt ?? "");
+    Object.assign(this._image, { src: url, alt: request.prompt });
+    this.say(request.prompt);
     this.element.querySelector(".settings").textContent = settingsText(request, model);
     const download = Object.assign(document.createElement("a"), {
-      href: url, download: `${(request.prompt ?? "picture").replace(/\W+/g, "-").slice(0, 40)}-${request.seed}.png`,
+      href: url, download: `${request.prompt.replace(/\W+/g, "-").slice(0, 40)}-${request.seed}.png`,
       textContent: "Download", className: "button",
     });
-    const forget = async () => {
-      await stored("readwrite", (store) => store.delete(key));
-      URL.revokeObjectURL(url);
+    const forget = () => {
+      if (id !== null) stored("readwrite", (store) => store.delete(id));
       this.remove();
     };
     this.setButtons([
@@ -89,26 +96,31 @@ export class Card {
       download,
       button("Forget", forget),
     ]);
-    $("forget").hidden = false;
+    finished.add(this);
+    showWhetherEmpty();
   }
 }
 
-/** Keep a picture; returns its key, or null where this browser cannot. */
-export async function keep(entry) {
-  return stored("readwrite", (store) => store.add(entry)).catch(() => null);
+const finished = new Set();
+
+/** Keep a picture that was asked for `at` a time; its `id` is null where this browser cannot. */
+export async function keep(picture, start, at) {
+  const { request, model } = (await readProvenance(picture)) ?? { request: { prompt: "" }, model: "" };
+  const entry = { picture, start, at, request, model };
+  const id = await stored("readwrite", (store) => store.add(entry)).catch(() => null);
+  return { ...entry, id };
 }
 
-/** Cards of all that were kept. */
+/** Cards of all that were kept, after those that have been asked for meanwhile. */
 export async function showKept(actions) {
   const entries = await stored("readonly", (store) => store.getAll()).catch(() => []);
-  const keys = await stored("readonly", (store) => store.getAllKeys()).catch(() => []);
-  for (const [index, entry] of entries.entries()) await new Card("", () => {}).finish(entry, keys[index], actions);
+  entries.sort((one, other) => other.at - one.at);
+  for (const entry of entries) new Card("", () => {}, true).finish(entry, actions);
 }
 
-export async function forgetAll() {
-  await stored("readwrite", (store) => store.clear());
-  for (const card of $("pictures").querySelectorAll("[data-state=done]")) card.remove();
-  showWhetherEmpty();
+export function forgetAll() {
+  stored("readwrite", (store) => store.clear()).catch(() => {}); // then there is nothing in it
+  for (const card of finished) card.remove();
 }
 
 function showWhetherEmpty() {

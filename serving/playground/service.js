@@ -17,9 +17,9 @@ export const token = {
 const headers = () => (token.get() ? { Authorization: `Bearer ${token.get()}` } : {});
 
 /** The JSON at `path`; `query` is of what is not empty. */
-export async function get(path, query = {}) {
+export async function get(path, query = {}, signal = null) {
   const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
-  const response = await fetch(`${path}?${asked}`, { headers: headers() });
+  const response = await fetch(`${path}?${asked}`, { headers: headers(), signal });
   if (!response.ok) throw await errorOf(response);
   return response.json();
 }

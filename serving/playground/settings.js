@@ -32,18 +32,15 @@ export function setProfile(model) {
   $("adapters").hidden = !Object.keys(adapters).length;
   $("adapters").replaceChildren($("adapters").firstElementChild, ...Object.keys(adapters).map(adapterRow));
   $("start-row").hidden = !model.edits;
-  if (!model.edits) setStart(null);
+  setStart(start);
 }
 
-/** The request that the form shows; fields at their defaults are left out. */
+/** The whole request that the form shows: it is the same picture whatever a model's defaults become. */
 export function request() {
   const fields = {};
   for (const name of TEXTS) if ($(name).value.trim()) fields[name] = $(name).value;
-  for (const name of NUMBERS) {
-    const value = Number($(name).value);
-    if ($(name).value !== "" && value !== profile?.defaults[name]) fields[name] = value;
-  }
-  if (profile && $("scheduler").value !== profile.defaults.scheduler) fields.scheduler = $("scheduler").value;
+  for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
+  if ($("scheduler").value) fields.scheduler = $("scheduler").value;
   if ($("model").options.length > 1) fields.model = $("model").value;
   const lora = adapterWeights();
   if (Object.keys(lora).length) fields.lora = lora;
@@ -51,24 +48,33 @@ export function request() {
   return fields;
 }
 
-/** Put a whole request back into the form. */
-export function restore({ start: picture = null, ...fields }) {
-  for (const name of [...TEXTS, ...NUMBERS, "scheduler"]) if (name in fields) $(name).value = fields[name];
-  for (const input of $("adapters").querySelectorAll("input")) input.value = fields.lora?.[input.name] ?? 0;
+/** Put a whole request back into the form; returns the names of what this model cannot have. */
+export function restore({ start: picture = null, scheduler, lora = {}, ...fields }) {
+  for (const name of [...TEXTS, ...NUMBERS]) if (name in fields) $(name).value = fields[name];
+  const adapters = [...$("adapters").querySelectorAll("input")];
+  for (const input of adapters) input.value = lora[input.name] ?? 0;
+  const hasScheduler = [...$("scheduler").options].some((option) => option.value === scheduler);
+  if (hasScheduler) $("scheduler").value = scheduler;
   if (fields.strength) $("strength").value = fields.strength;
-  setStart(picture);
+  const hasStart = setStart(picture);
   setLocked(true);
   showSize();
+  return [
+    ...(hasScheduler ? [] : [scheduler]),
+    ...Object.keys(lora).filter((name) => !adapters.some((input) => input.name === name)),
+    ...(fields.image_sha256 && !hasStart ? ["the picture that it starts from"] : []),
+  ];
 }
 
-/** Start from this file, or with null from nothing. */
+/** Start from this file, or with null from nothing; returns whether the next picture will. */
 export function setStart(file) {
   if (start) URL.revokeObjectURL($("start-picture").src);
-  start = file;
+  start = profile?.edits ? file : null;
   $("start").hidden = !start;
   if (start) $("start-picture").src = URL.createObjectURL(start);
   for (const name of ["size", "width", "height"]) $(name).disabled = Boolean(start); // it has its own
   showStrength();
+  return Boolean(start);
 }
 
 /** The seed of the next picture: another one, unless it is kept. */
@@ -79,7 +85,8 @@ export function nextSeed() {
 /** Mark the field that is to be mended, or with null none. */
 export function markWrong(field) {
   for (const each of document.querySelectorAll("[aria-invalid]")) each.removeAttribute("aria-invalid");
-  const wrong = field && ($(field) ?? { size: $("width"), lora: $("adapters"), image: $("file") }[field]);
+  const [name, part] = field?.split(".") ?? [];
+  const wrong = { size: $("width"), lora: $("adapters").querySelector(`[name="${part}"]`), image: $("file") }[name] ?? $(name);
   if (!wrong) return;
   wrong.closest("details")?.setAttribute("open", "");
   wrong.setAttribute("aria-invalid", "true");

@@ -308,9 +308,10 @@ class DenoiseEngine:
             )
 
     def forwards(self) -> EngineForwards:
-        """The latest ones, and who was in them."""
+        """The latest ones, who was in them, and who is to be in the next."""
         with self._changed:
-            return EngineForwards(self._name, self._log.latest())
+            running = tuple(_as_member(each, self._rows(each)) for each in self._running)
+            return EngineForwards(self._name, self.counters(), running, self._log.latest())
 
     def _request_counters(self, priority: Priority) -> RequestCounters:
         totals = self._totals.of[priority]
@@ -671,7 +672,8 @@ class DenoiseEngine:
     def _log_forward(self, calls: list[_Parked]) -> None:
         first, rows = calls[0], sum(call.step.rows for call in calls)
         padding_rows = self._forwards.full_rows(first.step, rows) - rows if rows else 0
-        self._log.add(first.pixels_per_row, padding_rows, [_as_member(call) for call in calls])
+        members = [_as_member(call.request, call.step.rows) for call in calls]
+        self._log.add(first.pixels_per_row, padding_rows, members)
 
     def _learn_times(self) -> None:
         with self._changed:
@@ -684,12 +686,11 @@ class DenoiseEngine:
                     self._times.observe(forward.kind, forward.pixels_per_row, forward.rows, seconds)
 
 
-def _as_member(call: _Parked) -> Member:
-    request = call.request
+def _as_member(request: _Request, rows: int) -> Member:
     return Member(
         request=request.number,
         priority=request.priority.label,
-        rows=call.step.rows,
+        rows=rows,
         step=request.num_forwards,
         num_steps=max(request.num_forwards, request.expected.steps),
     )

@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shared.engine.tickets import EngineCounters
+
 # Some seconds of them, and little to send.
 _NUM_KEPT = 48
 
@@ -37,9 +39,14 @@ class PastForward:
 
 @dataclass(frozen=True)
 class EngineForwards:
-    """The latest of one engine, the oldest first. `engine` tells it from others."""
+    """Of one engine: what it has done, whom it is at, and its latest forwards, the oldest first.
+
+    `engine` tells it from others.
+    """
 
     engine: str
+    counters: EngineCounters
+    in_flight: tuple[Member, ...]
     latest: tuple[PastForward, ...]
 
 
