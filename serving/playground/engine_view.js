@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const EVERY_MS = 1000;
 const NUM_SHOWN = 48;
 const CELL = 9;
-
+const LABEL = 6; // columns that one takes
 const FORGET_AFTER_MS = 10_000;
 
 const engines = new Map(); // by name: when each answered last, and what. A service may have several.
@@ -85,10 +85,11 @@ function strip(forwards) {
   const most = Math.max(8, ...forwards.map(rowsOf));
   const last = forwards.at(-1);
   const picture = svg("svg", {
-    class: "strip", viewBox: `0 0 ${NUM_SHOWN * CELL} ${most * CELL + 14}`, role: "img",
+    class: "strip", viewBox: `0 0 ${NUM_SHOWN * CELL} ${most * CELL + 24}`, role: "img",
     "aria-label": `The last forward has ${rowsOf(last)} rows of ${last.members.length} pictures`,
   });
   picture.append(stripes());
+  const labels = [];
   forwards.forEach((forward, column) => {
     const x = (NUM_SHOWN - forwards.length + column) * CELL;
     let y = most * CELL;
@@ -108,8 +109,13 @@ function strip(forwards) {
     }
     for (let i = 0; i < forward.padding_rows; i++) cell({ class: "padding" }, "only fills it up");
     if (forward.pixels !== forwards[column - 1]?.pixels) {
-      picture.append(svg("text", { x, y: most * CELL + 11 }, pixelsText(forward.pixels)));
+      labels.push({ column, x, text: pixelsText(forward.pixels) });
     }
+  });
+  let line = 0;
+  labels.forEach(({ column, x, text }, i) => {
+    line = i && column - labels[i - 1].column < LABEL ? 1 - line : 0; // beside one another, two lines
+    picture.append(svg("text", { x, y: most * CELL + 11 + 10 * line }, text));
   });
   return picture;
 }
