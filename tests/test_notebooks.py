@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import nbformat
@@ -26,3 +27,8 @@ def test_a_notebook_is_kept_with_what_it_gave_and_small(notebook: Path) -> None:
     counts = [cell.execution_count for cell in content.cells if cell.cell_type == "code"]
     assert counts == [*range(1, len(counts) + 1)]
     assert notebook.stat().st_size < 500_000
+    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    # Progress bars and warnings, which say where somebody's files are.
+    assert not [each.text for each in outputs if each.get("name") == "stderr"]
+    texts = [each.get("text") or each.get("data", {}).get("text/plain", "") for each in outputs]
+    assert not [text for text in texts if re.search(r"(^|\s)/\w+/", text)]
