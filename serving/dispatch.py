@@ -76,10 +76,9 @@ class Dispatcher:
 
     async def check_ready(self) -> None:
         try:
-            async with asyncio.timeout(_READY_WITHIN_S):
-                await self._answer("check_alive")
-        except TimeoutError:
-            raise NotReady(f"no generator answered within {_READY_WITHIN_S:.0f} s") from None
+            await self._answer_soon("check_alive", _READY_WITHIN_S)
+        except DeadlineExceeded as error:
+            raise NotReady(str(error)) from None
         except Overloaded:
             pass  # it has more than enough to do
         except (*_LOST, DeploymentUnavailableError) as error:
@@ -161,13 +160,12 @@ class Dispatcher:
         finally:
             self._num_bulk -= is_bulk
 
-    async def _answer_soon(self, method: str) -> Any:
+    async def _answer_soon(self, method: str, within_s: float = _ANSWERS_WITHIN_S) -> Any:
         try:
-            async with asyncio.timeout(_ANSWERS_WITHIN_S):
+            async with asyncio.timeout(within_s):
                 return await self._answer(method)
         except TimeoutError:
-            reason = f"no generator answered within {_ANSWERS_WITHIN_S:.0f} s"
-            raise DeadlineExceeded(reason) from None
+            raise DeadlineExceeded(f"no generator answered within {within_s:.0f} s") from None
 
     async def _answer(self, method: str) -> Any:
         """The one value that this method of a generator gives."""

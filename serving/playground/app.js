@@ -1,13 +1,13 @@
 // The page: what its parts do together.
 
 import { snippet } from "./code.js";
+import { $, button, hasOption } from "./dom.js";
 import * as engineView from "./engine_view.js";
-import { Card, button, forgetAll, keep, showKept } from "./gallery.js";
+import { Card, forgetAll, keep, showKept } from "./gallery.js";
 import { readProvenance } from "./provenance.js";
 import { ServiceError, get, render, token } from "./service.js";
 import * as settings from "./settings.js";
 
-const $ = (id) => document.getElementById(id);
 const model = () => $("model").value;
 
 // A browser opens six connections to a service; what asks for its state needs some, too.
@@ -137,7 +137,7 @@ function startFrom(file) {
 }
 
 async function restore({ model: made, ...request }) {
-  const isServed = [...$("model").options].some(({ value }) => value === made);
+  const isServed = hasOption($("model"), made);
   if (isServed && made !== model()) {
     $("model").value = made;
     if (!(await loadProfile())) return;

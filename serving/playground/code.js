@@ -1,20 +1,18 @@
 // A request as code of other languages.
 
+import { formFields } from "./service.js";
+
 /** `request` without what only the page knows; `start` is set for a picture to start from. */
 export function snippet(language, { start, ...request }, origin, needsToken) {
-  return WRITERS[language](start ? editOf(request) : request, Boolean(start), origin, needsToken);
+  return WRITERS[language](start ? formFields(request) : request, Boolean(start), origin, needsToken);
 }
 
 const WRITERS = { curl, requests: pythonRequests, openai: pythonOpenai };
 
-function editOf({ width, height, ...request }) {
-  return request;
-}
-
 function curl(request, isEdit, origin, needsToken) {
   const token = needsToken ? ' -H "Authorization: Bearer $API_TOKEN"' : "";
   if (isEdit) {
-    const fields = Object.entries(request).map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${asField(value)}`)}`);
+    const fields = Object.entries(request).map(([name, value]) => ` \\\n  --form-string ${quoted(`${name}=${value}`)}`);
     return `curl -f ${origin}/v1/images/edits${token} \\\n  -F image=@picture.png${fields.join("")} \\\n` +
       "  | python3 -c 'import base64, json, sys; open(\"out.png\", \"wb\").write(base64.b64decode(json.load(sys.stdin)[\"data\"][0][\"b64_json\"]))'";
   }
@@ -25,12 +23,11 @@ function pythonRequests(request, isEdit, origin, needsToken) {
   const token = needsToken ? ',\n    headers={"Authorization": f"Bearer {os.environ[\'API_TOKEN\']}"}' : "";
   const imports = needsToken ? "import os\n\n" : "";
   if (isEdit) {
-    const fields = mapped(request, asField);
     return `import base64\n${imports || "\n"}import requests
 
 response = requests.post(
     "${origin}/v1/images/edits",
-    data=${python(fields)},
+    data=${python(request)},
     files={"image": open("picture.png", "rb")}${token},
 )
 response.raise_for_status()
@@ -54,7 +51,7 @@ function pythonOpenai({ prompt, model, width, height, ...ours }, isEdit, origin,
     `    prompt=${JSON.stringify(prompt)},\n`,
     model ? `    model=${JSON.stringify(model)},\n` : "",
     width ? `    size="${width}x${height}",\n` : "",
-    Object.keys(ours).length ? `    extra_body=${python(isEdit ? mapped(ours, asField) : ours)},\n` : "",
+    Object.keys(ours).length ? `    extra_body=${python(ours)},\n` : "",
   ];
   return `import base64
 ${needsToken ? "import os\n" : ""}
@@ -64,16 +61,6 @@ client = OpenAI(base_url="${origin}/v1", api_key=${key})
 response = client.images.${isEdit ? "edit" : "generate"}(
 ${lines.join("")})
 open("${isEdit ? "out.png" : "picture.png"}", "wb").write(base64.b64decode(response.data[0].b64_json))`;
-}
-
-/** Objects of a form field, as the service reads them. */
-function asField(value) {
-  if (typeof value !== "object") return String(value);
-  return Object.entries(value).map(([name, weight]) => `${name}:${weight}`).join();
-}
-
-function mapped(fields, change) {
-  return Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, change(value)]));
 }
 
 /** For a shell. */

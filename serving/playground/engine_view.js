@@ -1,8 +1,8 @@
 // The engine at work: its latest forwards, and who is in them.
 
+import { $ } from "./dom.js";
 import { get } from "./service.js";
 
-const $ = (id) => document.getElementById(id);
 const EVERY_MS = 1000;
 const NUM_SHOWN = 48;
 const CELL = 9;

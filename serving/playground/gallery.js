@@ -1,8 +1,8 @@
 // This browser's pictures: kept in its IndexedDB, the newest first.
 
+import { $, button } from "./dom.js";
 import { readProvenance } from "./provenance.js";
 
-const $ = (id) => document.getElementById(id);
 const STORE = "pictures";
 
 const opened = new Promise((resolve, reject) => {
@@ -135,10 +135,4 @@ function settingsText(request, model) {
     `guidance ${request.guidance_scale}`, request.scheduler, model, ...lora,
     request.strength && `strength ${request.strength}`, request.negative_prompt && `not: ${request.negative_prompt}`,
   ].filter(Boolean).join(" · ");
-}
-
-export function button(text, act) {
-  const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
-  made.addEventListener("click", act);
-  return made;
 }

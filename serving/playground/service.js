@@ -45,15 +45,22 @@ async function* renderEdit(request, start, signal) {
   }
 }
 
-function editForm({ width, height, lora, ...request }, start) {
+function editForm(request, start) {
   const form = new FormData();
-  const weights = Object.entries(lora ?? {}).map(([name, weight]) => `${name}:${weight}`);
-  const fields = { ...request, lora: weights.join(), stream: true, partial_images: 3 };
-  for (const [name, value] of Object.entries(fields)) {
-    if (value !== undefined && value !== "") form.append(name, value);
-  }
+  const fields = { ...formFields(request), stream: true, partial_images: 3 };
+  for (const [name, value] of Object.entries(fields)) form.append(name, value);
   form.append("image", start);
   return form;
+}
+
+/** A request as texts of a form, as the service reads them. The picture to start from has its own size. */
+export function formFields({ width, height, ...request }) {
+  return Object.fromEntries(Object.entries(request).map(([name, value]) => [name, fieldText(value)]));
+}
+
+function fieldText(value) {
+  if (typeof value !== "object") return String(value);
+  return Object.entries(value).map(([name, weight]) => `${name}:${weight}`).join();
 }
 
 /** Name and data of each event of a call, as they come; an `error` event is raised. */

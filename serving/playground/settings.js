@@ -1,6 +1,7 @@
 // The form: what a model allows and prefers, a request out of it and back into it.
 
-const $ = (id) => document.getElementById(id);
+import { $, hasOption } from "./dom.js";
+
 const TEXTS = ["prompt", "negative_prompt"];
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "seed"];
 // Width to height of what the size menu offers, and its number of pixels to the native one's.
@@ -53,7 +54,7 @@ export function restore({ start: picture = null, scheduler, lora = {}, ...fields
   for (const name of [...TEXTS, ...NUMBERS]) if (name in fields) $(name).value = fields[name];
   const adapters = [...$("adapters").querySelectorAll("input")];
   for (const input of adapters) input.value = lora[input.name] ?? 0;
-  const hasScheduler = [...$("scheduler").options].some((option) => option.value === scheduler);
+  const hasScheduler = hasOption($("scheduler"), scheduler);
   if (hasScheduler) $("scheduler").value = scheduler;
   if (fields.strength) $("strength").value = fields.strength;
   const hasStart = setStart(picture);
@@ -123,7 +124,7 @@ function sizes() {
 
 function showSize() {
   const size = `${$("width").value}x${$("height").value}`;
-  $("size").value = [...$("size").options].some((option) => option.value === size) ? size : "";
+  $("size").value = hasOption($("size"), size) ? size : "";
 }
 
 function showStrength() {

@@ -667,13 +667,8 @@ class DenoiseEngine:
             self._totals.requests_per_forward[len(calls)] += 1
             for call in calls:
                 self._totals.of[call.request.priority].num_rows += call.step.rows
-            self._log_forward(calls)
-
-    def _log_forward(self, calls: list[_Parked]) -> None:
-        first, rows = calls[0], sum(call.step.rows for call in calls)
-        padding_rows = self._forwards.full_rows(first.step, rows) - rows if rows else 0
-        members = [_as_member(call.request, call.step.rows) for call in calls]
-        self._log.add(first.pixels_per_row, padding_rows, members)
+            members = [_as_member(call.request, call.step.rows) for call in calls]
+            self._log.add(calls[0].pixels_per_row, self._forwards.num_padding_rows, members)
 
     def _learn_times(self) -> None:
         with self._changed:
