@@ -26,6 +26,6 @@ def test_what_was_spent_too_much_is_saved_first() -> None:
     assert [guests.rows(own_s=0.02, row_s=0.005) for _ in range(6)] == [0, 0, 0, 1, 3, 4]
 
 
-def test_nothing_is_spent_where_it_is_not_known_what_a_row_takes() -> None:
-    assert GuestTime(1.0).rows(own_s=0.02, row_s=None) == 0
+def test_nothing_is_spent_where_no_part_or_nothing_ran() -> None:
     assert GuestTime(0.0).rows(own_s=0.02, row_s=0.004) == 0
+    assert GuestTime(1.0).rows(own_s=0.0, row_s=0.0) == 0

@@ -95,3 +95,13 @@ def test_forwards_of_one_row_count_say_nothing_of_a_row() -> None:
         times.observe("denoise", 100, 2, 0.1)
     one = Work(100, 2, 10)
     assert times.seconds_left(one, [one] * 20) == pytest.approx(1.0)
+
+
+def test_a_row_takes_what_was_learned_or_at_most_its_part_of_a_forward() -> None:
+    assert learned().of_row("denoise", 100) == pytest.approx(0.002)
+    assert learned().of_row("denoise", 50) == 0
+    times = StepTimes()
+    times.observe("denoise", 100, 2, 0.1)
+    assert times.of_row("denoise", 100) == pytest.approx(0.05)
+    times.observe("denoise", 100, 8, 0.1)  # a first forward is slow: rows seem to cost nothing
+    assert times.of_row("denoise", 100) == pytest.approx(0.02, rel=0.03)

@@ -548,7 +548,7 @@ class DenoiseEngine:
         )
         first = calls[0]
         row_s = self._times.of_row(first.kind, first.pixels_per_row)
-        if own and guests and row_s:
+        if own and guests:
             full = functools.partial(self._forwards.full_rows, first.step)
             self._guest_time.spend((full(own + guests) - full(own)) * row_s)
 

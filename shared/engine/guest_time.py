@@ -11,11 +11,8 @@ class GuestTime:
         self._part = part
         self._saved_s = 0.0
 
-    def rows(self, own_s: float, row_s: float | None) -> int:
-        """How many more rows of `row_s` a forward may have that takes `own_s` without them.
-
-        None where it is not known what a row takes.
-        """
+    def rows(self, own_s: float, row_s: float) -> int:
+        """How many more rows of `row_s` a forward may have that takes `own_s` without them."""
         self._saved_s = min(self._saved_s + self._part * own_s, own_s)
         return int(max(0.0, self._saved_s) / row_s) if row_s else 0
 

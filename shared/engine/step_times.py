@@ -77,10 +77,14 @@ class StepTimes:
         line = self._lines.get((kind, pixels))
         return line.of_forward(rows) if line else 0.0
 
-    def of_row(self, kind: str, pixels: int) -> float | None:
-        """Seconds that one more such row takes; None as long as all forwards had equal rows."""
+    def of_row(self, kind: str, pixels: int) -> float:
+        """Seconds that one more such row takes; 0 where none ran.
+
+        Where forwards do not tell, being of equal rows or too noisy, it is the most that it can be:
+        a forward's time by its rows.
+        """
         line = self._lines.get((kind, pixels))
-        return line.per_row() if line and line.knows_rows() else None
+        return (line.per_row() or line.seconds / line.rows) if line else 0.0
 
     def seconds_left(self, work: Work, others: Iterable[Work]) -> float:
         """The least time in which `work` can be done while `others` are in the same forwards.
