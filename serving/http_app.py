@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 
 from serving import imagine, openai_images
 from serving.door import CallTerms, Door, HttpConfig, ModelName, OpenDoor
@@ -33,10 +34,11 @@ _PAGE_HEADERS = {
 
 def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastAPI:
     """Of what renders each model, by name; the first is the default."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Stable Diffusion on Ray",
         description="`/imagine` answers with a picture, `/v1/images` as OpenAI's Images API does. "
         "Errors name the field to mend.",
+        redoc_url=None,  # it takes a file from elsewhere
     )
     app.state.door = Door(models, config)
     app.add_middleware(Edge, max_body_bytes=config.max_body_bytes, is_open=not config.token_hashes)

@@ -354,6 +354,11 @@ def test_it_is_accessible_and_fits_a_phone(page: Page, view: str, colours: str) 
     check_for_people(page)
 
 
+def test_the_reference_takes_no_file_from_elsewhere(page: Page, host: str) -> None:
+    page.goto(host + "/docs")
+    expect(page.get_by_text("/v1/images/generations").first).to_be_visible()
+
+
 def test_the_report_is_accessible_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
     plan, output = plan_run(tmp_path, {"prompt": ["a", "fail <this>", "", "peaks " * 50]})
     with ThreadPoolExecutor(1) as thread:  # Playwright has an event loop in this one
