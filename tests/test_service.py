@@ -234,7 +234,7 @@ def test_a_client_that_leaves_frees_its_place(host: str) -> None:
     _wait_for_cancelled(host, 1)
 
 
-def test_a_request_survives_the_generator_that_rendered_it(host: str) -> None:
+def test_a_request_survives_the_generator_that_rendered_it(host: str, cluster: Cluster) -> None:
     request = {"prompt": "a", "seed": 9, "num_inference_steps": 60}
     expected = requests.post(f"{host}/imagine", json=request, timeout=120)
     stream = requests.post(f"{host}/imagine/events", json=request, timeout=240, stream=True)
@@ -246,7 +246,7 @@ def test_a_request_survives_the_generator_that_rendered_it(host: str) -> None:
         ]
         while requests.get(f"{host}/stats", timeout=10).json()["online"]["num_in_flight"] < 3:
             assert not any(call.done() for call in calls), "too short to be killed meanwhile"
-        os.kill(_generator_pid("open"), signal.SIGKILL)
+        os.kill(_generator_pid(cluster, "open"), signal.SIGKILL)
         answers = [call.result() for call in calls]
     assert [answer.status_code for answer in answers] == [200] * 2
     assert {answer.content for answer in answers} == {expected.content}
@@ -297,9 +297,9 @@ def test_a_request_is_logged_with_its_id_from_the_ingress_to_the_engine(
     assert not any("secret" in str(line) for line in lines)
 
 
-def test_it_is_ready_while_its_generator_answers(host: str) -> None:
+def test_it_is_ready_while_its_generator_answers(host: str, cluster: Cluster) -> None:
     assert requests.get(f"{host}/private/readyz", timeout=30).json() == {"status": "ok"}
-    pid = _generator_pid("private")
+    pid = _generator_pid(cluster, "private")
     os.kill(pid, signal.SIGSTOP)
     try:
         answer = requests.get(f"{host}/private/readyz", timeout=30)
@@ -397,12 +397,13 @@ def _wait_for_cancelled(host: str, number: int) -> None:
     assert stats["online"]["num_in_flight"] == 0
 
 
-def _generator_pid(application: str) -> int:
+def _generator_pid(cluster: Cluster, application: str) -> int:
     (replica,) = list_actors(
+        cluster.dashboard,  # there may be other clusters on this machine
         filters=[
             ("class_name", "=", f"ServeReplica:{application}:Generator"),
             ("state", "=", "ALIVE"),
-        ]
+        ],
     )
     pid: int = replica.pid
     return pid
