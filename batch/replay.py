@@ -10,8 +10,6 @@ from PIL import Image
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import InvalidRequest
 from shared.image_codec import read_provenance
-from shared.model_files import describe_model
-from shared.renderer import Renderer
 from shared.request import CanonicalEdit, Provenance
 
 
@@ -44,6 +42,9 @@ def replayable(data: bytes) -> Provenance:
 
 def replay(data: bytes, model: ModelConfig, engine: EngineConfig) -> Replay:
     """Render the picture in a file again. Raises NotReplayable or ModelUnavailable."""
+    from shared.model_files import describe_model  # they load torch and diffusers
+    from shared.renderer import Renderer
+
     provenance = replayable(data)
     request = provenance.request
     profile = describe_model(model)

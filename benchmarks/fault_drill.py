@@ -35,7 +35,7 @@ import ray
 import yaml
 from local_service import LocalService, free_port, local_service
 
-from shared.model_files import BUNDLED_MODELS
+from shared.model_names import BUNDLED_MODELS
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 FASTER = 5

@@ -46,7 +46,7 @@ from transformers import (
 )
 
 from shared.cpu_workers import CPU_WORKER
-from shared.model_files import BUNDLED_MODELS
+from shared.model_names import BUNDLED_MODELS
 
 Request = dict[str, Any]
 

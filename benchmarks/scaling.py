@@ -30,7 +30,7 @@ from workloads import (
     quantile,
 )
 
-from shared.engine import EngineCounters, RequestCounters
+from shared.counters import EngineCounters, RequestCounters
 
 SIZE = 128
 CALLERS = 16

@@ -29,7 +29,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from serving.autoscaling import Workload
 from serving.routing import burden
 from shared.config import EngineConfig
-from shared.engine import EngineCounters
+from shared.counters import EngineCounters
 from shared.engine.step_scheduler import StepScheduler
 from shared.engine.step_times import StepTimes, Work
 from shared.engine.waiting_line import WaitingLine

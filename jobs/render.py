@@ -27,7 +27,7 @@ from jobs.renderers import Engines, Renderers, RunningService, end_in_order
 from shared.arguments import engine_config
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
-from shared.model_files import absolute
+from shared.model_names import absolute
 from shared.model_profile import ModelProfile, ServedModel
 from shared.request import ImageRequest, first_problem
 

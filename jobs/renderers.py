@@ -20,16 +20,13 @@ from batch.estimate import Estimate, estimate, estimate_on_engines
 from batch.ledger import Ledger
 from batch.output_folder import OutputFolder
 from batch.plan import Plan
-from batch.render import Job, Workers, render_here, render_shards, start_ledger
+from batch.render import ImageRenderer, Job, Workers, render_here, render_shards, start_ledger
 from batch.service import ServiceUnusable, Unreachable, connect
 from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
 from jobs.progress import Progress
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import describe_model
 from shared.model_profile import ServedModel
-from shared.pipeline import check_fits
-from shared.renderer import Renderer
 from shared.watchdog import start_watchdog
 
 ResultT = TypeVar("ResultT")
@@ -60,6 +57,9 @@ class Engines:
         asked: Mapping[str, float | None],
     ) -> None:
         """Raises ModelUnavailable. `asked` are the fields of Workers that are not left to us."""
+        from shared.model_files import describe_model  # not in a job through a service:
+        from shared.pipeline import check_fits  # these load torch and diffusers
+
         if os.environ.get("RAY_ADDRESS", "local") == "local":  # then this machine renders
             check_fits(model)
         self.served = ServedModel.configured(describe_model(model), model, engine)
@@ -199,8 +199,10 @@ def start_ray(default: str = "local") -> None:
     DataContext.get_current().enable_progress_bars = False
 
 
-def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> Renderer:
+def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> ImageRenderer:
     """For a process of Ray's, which starts another one where this one ends itself."""
+    from shared.renderer import Renderer  # by its process alone: it loads torch
+
     renderer = Renderer(model, engine)
     start_watchdog(renderer.check_alive)
     return renderer

@@ -22,8 +22,7 @@ from serving.app import ServiceArgs, build_app, same_names
 from shared.arguments import add_adapter, add_byte_identical, add_compile, engine_config
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import absolute, describe_model
-from shared.pipeline import check_fits
+from shared.model_names import absolute
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +52,9 @@ def _find_problem(
     for name in same_names(models):
         return f"Several models are named {name!r}: the last parts of their folders have to differ"
     if address == "local":  # on a cluster the model need not be on this machine
+        from shared.model_files import describe_model  # seconds: it loads diffusers
+        from shared.pipeline import check_fits
+
         try:
             for model in models:
                 describe_model(model)

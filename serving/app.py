@@ -25,7 +25,7 @@ from serving.preflight import check_model
 from serving.routing import LeastBurdenRouter
 from shared.config import EngineConfig, ModelConfig, Settings
 from shared.cpu_workers import CPU_WORKER
-from shared.model_files import model_id
+from shared.model_names import model_id
 
 # Calls of a generator that are short: its counters, and refusals.
 _SPARE = 16

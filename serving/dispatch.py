@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.load import Load
 from serving.rendering import NotReady
-from shared.engine import EngineCounters, EngineForwards, Priority
+from shared.counters import EngineCounters, EngineForwards, Priority
 from shared.errors import (
     Cancelled,
     DeadlineExceeded,

@@ -16,7 +16,7 @@ from serving.auth import TokenAuth
 from serving.content_credentials import ContentCredentials, CredentialsConfig
 from serving.rendering import Rendering
 from shared.config import Settings
-from shared.engine import Priority
+from shared.counters import Priority
 from shared.errors import DeadlineExceeded, Overloaded, UnknownModel
 from shared.model_profile import ModelProfile, ServedModel
 from shared.request import (

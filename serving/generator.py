@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from ray import serve
 
 from serving.autoscaling import Workload
-from serving.logs import log_with_serve
+from serving.logs import log_diffusers_with_serve, log_with_serve
 from serving.metrics import GeneratorMetrics
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import EngineCounters, EngineForwards, Priority
+from shared.counters import EngineCounters, EngineForwards, Priority
 from shared.errors import EngineDead, RenderFailed
 from shared.model_profile import ServedModel
-from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 from shared.watchdog import end_process, start_watchdog
 
@@ -31,7 +30,10 @@ class Generator:
         self, model: ModelConfig, engine: EngineConfig, *, bulk_may_scale: bool = False
     ) -> None:
         """With `bulk_may_scale` bulk requests count for autoscaling as online ones do."""
+        from shared.renderer import Renderer  # not where it is only deployed: it loads torch
+
         log_with_serve()
+        log_diffusers_with_serve()
         self._renderer = Renderer(model, engine)
         self._served = ServedModel.configured(self._renderer.profile, model, engine)
         self._bulk_may_scale = bulk_may_scale

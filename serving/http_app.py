@@ -19,7 +19,7 @@ from serving.http_errors import (
 )
 from serving.rendering import Rendering
 from shared.config import Settings
-from shared.engine import EngineCounters, EngineForwards
+from shared.counters import EngineCounters, EngineForwards
 from shared.model_profile import ServedModel
 
 _PLAYGROUND = Path(__file__).parent / "playground"

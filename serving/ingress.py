@@ -11,7 +11,7 @@ from serving.door import HttpConfig, chosen
 from serving.http_app import build_http_app
 from serving.logs import log_with_serve
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import Priority
+from shared.counters import Priority
 from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage
 

@@ -2,14 +2,19 @@
 
 import logging
 
-from diffusers.utils import logging as diffusers_logging
-
 
 def log_with_serve() -> None:
-    """To be called within a replica: `serving`, `shared` and diffusers log as `ray.serve` does."""
+    """To be called within a replica: `serving` and `shared` log as `ray.serve` does."""
+    for name in ("serving", "shared"):
+        logging.getLogger(name).parent = logging.getLogger("ray.serve")
+
+
+def log_diffusers_with_serve() -> None:
+    """The same for diffusers, which is loaded by this."""
+    from diffusers.utils import logging as diffusers_logging
+
     # Its warnings quote prompts, which are the callers' own; and these are told what was cut.
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_default_handler()
     diffusers_logging.enable_propagation()
-    for name in ("serving", "shared", "diffusers"):
-        logging.getLogger(name).parent = logging.getLogger("ray.serve")
+    logging.getLogger("diffusers").parent = logging.getLogger("ray.serve")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ray.serve import metrics
 
-from shared.engine import EngineCounters, Priority, RequestCounters
+from shared.counters import EngineCounters, Priority, RequestCounters
 from shared.request import Timings
 
 

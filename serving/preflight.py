@@ -10,7 +10,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_files import describe_model
 
 
 def check_model(model: ModelConfig, num_cpus: float, num_gpus: float) -> None:
@@ -42,6 +41,8 @@ def _answer(look: ray.ObjectRef) -> str | None:
 
 def _look(model: ModelConfig) -> str | None:
     """What is wrong with it on this node."""
+    from shared.model_files import describe_model  # seconds: it loads diffusers
+
     try:
         describe_model(model)
     except ModelUnavailable as error:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from shared.engine import EngineCounters, EngineForwards, Priority
+from shared.counters import EngineCounters, EngineForwards, Priority
 from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 

@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.request_router import PendingRequest, ReplicaID, RunningReplica
 
-from shared.engine import Priority
+from shared.counters import Priority
 from shared.request import CanonicalRequest
 
 

@@ -23,10 +23,9 @@ from safetensors import SafetensorError, safe_open
 
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
+from shared.model_names import local_folder, model_id
 from shared.model_profile import CompleteDefaults, ModelProfile
 from shared.request import ImageRequest
-
-BUNDLED_MODELS = Path(__file__).resolve().parent.parent / "models"
 
 # A folder may bring its own defaults in this file (the keys of RequestDefaults).
 DEFAULTS_FILE = "request_defaults.json"
@@ -44,7 +43,7 @@ def resolve_folder(config: ModelConfig) -> Path:
 
     Raises ModelUnavailable if there is none, or if it has no safetensors weights.
     """
-    folder = _local_folder(config)
+    folder = local_folder(config)
     if folder is not None:
         return folder
     if Path(config.name).expanduser().exists() or config.name.startswith((".", "/", "~")):
@@ -72,21 +71,6 @@ def _root(error: BaseException) -> str:
     while before := error.__cause__ or error.__context__:
         error = before
     return str(error).partition("\n")[0] or type(error).__name__
-
-
-def model_id(config: ModelConfig) -> str:
-    """What requests call it: a bundled model's or a hub's name, or the last part of a folder's."""
-    is_folder = _local_folder(config) is not None or config.name.startswith((".", "/", "~"))
-    return Path(config.name).expanduser().absolute().name if is_folder else config.name
-
-
-def absolute(config: ModelConfig) -> ModelConfig:
-    """`config` with local files by their absolute paths, for workers that run elsewhere."""
-    adapters = {name: file.absolute() for name, file in config.adapters.items()}
-    name, folder = config.name, _local_folder(config)
-    if folder is not None and folder != BUNDLED_MODELS / name:
-        name = str(folder.absolute())
-    return config.model_copy(update={"name": name, "adapters": adapters})
 
 
 def describe_model(config: ModelConfig) -> ModelProfile:
@@ -156,14 +140,6 @@ def _numbers_in(file: Path) -> int:
             return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
     except (OSError, SafetensorError) as error:
         raise ModelUnavailable(f"cannot read {file}: {error}") from error
-
-
-def _local_folder(config: ModelConfig) -> Path | None:
-    """The bundled model of that name, or the folder; None where it can only be a hub id."""
-    for folder in (BUNDLED_MODELS / config.name, Path(config.name).expanduser()):
-        if (folder / "model_index.json").is_file():
-            return folder
-    return None
 
 
 def _read_profile(config: ModelConfig, folder: Path) -> ModelProfile:

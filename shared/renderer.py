@@ -18,16 +18,8 @@ from diffusers import (
 from PIL import Image
 
 from shared.config import Compiler, EngineConfig, ModelConfig
-from shared.engine import (
-    DenoiseEngine,
-    EngineCounters,
-    EngineForwards,
-    Priority,
-    RequestStats,
-    RowRule,
-    Step,
-    Ticket,
-)
+from shared.counters import EngineCounters, EngineForwards, Priority
+from shared.engine import DenoiseEngine, RequestStats, RowRule, Step, Ticket
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, ImageBlocked, RenderFailed
 from shared.image_codec import encode
 from shared.latent_preview import LatentPreview

@@ -33,7 +33,8 @@ from diffusers import DiffusionPipeline  # noqa: E402
 
 from shared.config import ModelConfig  # noqa: E402
 from shared.engine import DenoiseEngine  # noqa: E402
-from shared.model_files import BUNDLED_MODELS, describe_model  # noqa: E402
+from shared.model_files import describe_model  # noqa: E402
+from shared.model_names import BUNDLED_MODELS  # noqa: E402
 from shared.model_profile import ModelProfile  # noqa: E402
 from shared.pipeline import load_pipeline  # noqa: E402
 from tests.small_models import small_stable_diffusion  # noqa: E402

@@ -15,7 +15,7 @@ from serving.http_app import build_http_app
 from serving.load import Load
 from serving.rendering import NotReady, Rendering
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import EngineCounters, EngineForwards, Priority
+from shared.counters import EngineCounters, EngineForwards, Priority
 from shared.errors import EngineDead, Overloaded, QueueFull, RenderFailed
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer

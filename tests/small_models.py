@@ -52,7 +52,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from shared.model_files import BUNDLED_MODELS
+from shared.model_names import BUNDLED_MODELS
 
 _HIDDEN = 32
 

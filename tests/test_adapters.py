@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from shared.config import ModelConfig
 from shared.engine import DenoiseEngine
 from shared.errors import ModelUnavailable
-from shared.model_files import BUNDLED_MODELS
+from shared.model_names import BUNDLED_MODELS
 from shared.pipeline import load_pipeline
 from tests.rendering import ONE_OF_255, arguments, stock
 from tests.small_models import small_stable_diffusion, write_lora

@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serving.autoscaling import ReplicasByWork, Workload
 from serving.generator import counted
-from shared.engine import EngineCounters, RequestCounters
+from shared.counters import EngineCounters, RequestCounters
 from tests.conftest import Cluster
 from tests.deployed import DeployedService
 

@@ -1,5 +1,6 @@
+from shared.counters import Member
 from shared.engine import DenoiseEngine
-from shared.engine.forward_log import ForwardLog, Member
+from shared.engine.forward_log import ForwardLog
 from tests.rendering import arguments
 
 ONE = Member(request=1, priority="online", rows=2, step=1, num_steps=4)

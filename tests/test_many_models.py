@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from serving.app import ServiceArgs, _deployment
 from shared.config import EngineConfig, ModelConfig
-from shared.model_files import describe_model, model_id
+from shared.model_files import describe_model
+from shared.model_names import model_id
 from shared.renderer import Renderer
 from tests.conftest import Cluster
 from tests.deployed import DeployedService

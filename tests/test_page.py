@@ -29,7 +29,7 @@ from serving.auth import token_hash
 from serving.door import HttpConfig
 from shared.config import EngineConfig, ModelConfig
 from shared.image_codec import read_provenance
-from shared.model_files import BUNDLED_MODELS
+from shared.model_names import BUNDLED_MODELS
 from shared.renderer import Renderer
 from shared.request import Provenance
 from tests.bulk import plan_run, render

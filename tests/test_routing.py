@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from serving.routing import LeastBurdenRouter
-from shared.engine import Priority
+from shared.counters import Priority
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, Encoding, ImageRequest
 from tests.conftest import Cluster, free_port

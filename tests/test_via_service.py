@@ -11,7 +11,7 @@ from batch.service_renderer import ServiceRenderer
 from serving.auth import token_hash
 from serving.door import HttpConfig
 from shared.config import EngineConfig, ModelConfig
-from shared.engine import Priority
+from shared.counters import Priority
 from shared.errors import GeneratorLost, ImageBlocked, Overloaded, RenderFailed
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer

@@ -29,17 +29,10 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     engine            the thread
 """
 
+from shared.counters import EngineCounters, EngineForwards, Member, PastForward, Priority
 from shared.engine.engine import DenoiseEngine
-from shared.engine.forward_log import EngineForwards, Member, PastForward
 from shared.engine.row_rule import RowRule
-from shared.engine.tickets import (
-    EngineCounters,
-    Priority,
-    RequestCounters,
-    RequestStats,
-    Step,
-    Ticket,
-)
+from shared.engine.tickets import RequestStats, Step, Ticket
 
 __all__ = [
     "DenoiseEngine",
@@ -48,7 +41,6 @@ __all__ = [
     "Member",
     "PastForward",
     "Priority",
-    "RequestCounters",
     "RequestStats",
     "RowRule",
     "Step",

@@ -18,12 +18,13 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from shared.config import Compiler, EngineConfig
+from shared.counters import EngineCounters, EngineForwards, Member, Priority, RequestCounters
 from shared.engine import step_batch
 from shared.engine.adapters import Adapters, AdapterSet, adapter_set
 from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.device_timer import DeviceTimer
 from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
-from shared.engine.forward_log import EngineForwards, ForwardLog, Member
+from shared.engine.forward_log import ForwardLog
 from shared.engine.forwards import Forwards
 from shared.engine.guest_time import GuestTime
 from shared.engine.pipeline_copies import PipelineCopies
@@ -33,14 +34,7 @@ from shared.engine.step_batch import StepCall
 from shared.engine.step_scheduler import StepScheduler
 from shared.engine.step_times import StepTimes, Work
 from shared.engine.takeover import check_same_modules, take_over
-from shared.engine.tickets import (
-    EngineCounters,
-    Priority,
-    RequestCounters,
-    RequestStats,
-    Step,
-    Ticket,
-)
+from shared.engine.tickets import RequestStats, Step, Ticket
 from shared.engine.waiting_line import WaitingLine
 from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
 

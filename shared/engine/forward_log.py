@@ -2,52 +2,11 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from shared.engine.tickets import EngineCounters
+from shared.counters import Member, PastForward
 
 # Some seconds of them, and little to send.
 _NUM_KEPT = 48
-
-
-@dataclass(frozen=True)
-class Member:
-    """The part of one request in a forward: `rows` of it, in its `step` of `num_steps`.
-
-    `request` counts the engine's requests from 1, in the order in which they were let in.
-    """
-
-    request: int
-    priority: str
-    rows: int
-    step: int
-    num_steps: int
-
-
-@dataclass(frozen=True)
-class PastForward:
-    """One forward of the denoiser: rows of `pixels` each, `padding_rows` of which are nobody's.
-
-    `number` counts them from 1.
-    """
-
-    number: int
-    pixels: int
-    padding_rows: int
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True)
-class EngineForwards:
-    """Of one engine: what it has done, whom it is at, and its latest forwards, the oldest first.
-
-    `engine` tells it from others.
-    """
-
-    engine: str
-    counters: EngineCounters
-    in_flight: tuple[Member, ...]
-    latest: tuple[PastForward, ...]
 
 
 class ForwardLog:
