@@ -23,7 +23,7 @@ from batch.report import REPORT, read_summary, write_report
 from batch.service import ServiceUnusable
 from jobs.arguments import flag, parse
 from jobs.progress import duration
-from jobs.renderers import Engines, Renderers, RunningService, end_in_order
+from jobs.renderers import Engines, NoCluster, Renderers, RunningService, end_in_order
 from shared.arguments import engine_config
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DifferentRun,
         LocationUnusable,
         ModelUnavailable,
+        NoCluster,
         NotReplayable,
         UsageError,
     ) as error:

@@ -168,7 +168,7 @@ def _join_cluster_of(application: str) -> None:
         raise ServiceUnusable(f"{application} is no address: they begin with http:// or https://")
     try:
         start_ray(default="auto")
-    except ConnectionError:
+    except NoCluster:
         raise ServiceUnusable(
             f"there is no Ray cluster to find the Serve application {application!r} in: set "
             "RAY_ADDRESS, or give the service's address, as in http://localhost:8000"
@@ -180,17 +180,31 @@ def end_in_order() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+class NoCluster(Exception):
+    """Where RAY_ADDRESS says that there is one."""
+
+
 def start_ray(default: str = "local") -> None:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine, without Ray's own noise."""
+    """Join the cluster of RAY_ADDRESS, or start one on this machine, without Ray's own noise.
+
+    Raises NoCluster.
+    """
     if ray.is_initialized():
         return
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", default),
-        include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    address = os.environ.get("RAY_ADDRESS", default)
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False,  # docs/decisions.md: it takes as much as all of Ray beside it
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise NoCluster(
+            f"there is no Ray cluster at RAY_ADDRESS={address}: start one with `ray start --head`, "
+            "or unset it"
+        ) from error
     end_in_order()  # Ray's own way with the signal is a page of addresses
     # A line of our own every few seconds says more, and reads well in a job's log.
     logging.getLogger("ray.data").setLevel(logging.WARNING)

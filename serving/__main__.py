@@ -35,8 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem is not None:
         print(problem)
         return 1
-    _serve_until_stopped(options, models, address)
+    try:
+        _serve_until_stopped(options, models, address)
+    except _NoCluster:
+        print(f"There is no Ray cluster at RAY_ADDRESS={address}. Start one with: ray start --head")
+        return 1
     return 0
+
+
+class _NoCluster(Exception):
+    """Where RAY_ADDRESS says that there is one."""
 
 
 def _find_problem(
@@ -75,7 +83,10 @@ def _serve_until_stopped(
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         # docs/decisions.md: on two cores, a fifth of the speed of a request that is alone.
-        ray.init(address=address, include_dashboard=False)
+        try:
+            ray.init(address=address, include_dashboard=False)
+        except (ConnectionError, ValueError) as error:
+            raise _NoCluster from error
         _on_signals(signal.default_int_handler)  # Ray has its own way with SIGTERM
         serve.start(http_options={"host": options.host, "port": options.port})
         first, *others = models

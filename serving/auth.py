@@ -44,4 +44,6 @@ class TokenAuth:
         # Every hash is compared, so that the time taken says nothing.
         matches = [hmac.compare_digest(offered, known) for known in self._hashes]
         if not any(matches):
-            raise Unauthorized("a valid bearer token is required")
+            raise Unauthorized(
+                "this is no token of this service" if token else "a bearer token is required"
+            )

@@ -73,7 +73,7 @@ class Edge:
         return bounded
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"a request may have {self._max_body_bytes} bytes")
+        return HTTPException(413, f"a request may have {self._max_body_bytes / 2**20:g} MiB")
 
 
 def _hardened(send: Send) -> Send:

@@ -108,15 +108,18 @@ class ModelProfile(Settings):
         limits = self.limits
         for field in ("prompt", "negative_prompt"):
             if len(getattr(request, field)) > limits.max_prompt_chars:
-                raise InvalidRequest(field, f"is over {limits.max_prompt_chars} characters")
+                raise InvalidRequest(
+                    field, f"must have at most {limits.max_prompt_chars} characters"
+                )
         for field in ("width", "height"):
             self._check_side(field, getattr(request, field))
         if request.width * request.height > limits.max_pixels:
             raise InvalidRequest("width", f"makes more than {limits.max_pixels} pixels in all")
         if request.num_inference_steps > limits.max_num_inference_steps:
-            raise InvalidRequest("num_inference_steps", f"is over {limits.max_num_inference_steps}")
+            most = limits.max_num_inference_steps
+            raise InvalidRequest("num_inference_steps", f"must be at most {most}")
         if request.guidance_scale > limits.max_guidance_scale:
-            raise InvalidRequest("guidance_scale", f"is over {limits.max_guidance_scale:g}")
+            raise InvalidRequest("guidance_scale", f"must be at most {limits.max_guidance_scale:g}")
         if request.scheduler not in self.schedulers:
             raise InvalidRequest("scheduler", f"must be one of {', '.join(self.schedulers)}")
         for name in request.lora.keys() - self.adapters.keys():

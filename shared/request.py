@@ -193,12 +193,27 @@ def parse(kind: type[FieldsT], fields: Mapping[str, Any]) -> FieldsT:
         raise first_problem(error.errors()) from None
 
 
-# By pydantic's types of errors.
+# By pydantic's types of errors, with what it tells of each.
 _IN_OUR_WORDS = {
+    "dict_type": "must be an object",
     "extra_forbidden": "is not a field of this request",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "greater_than": "must be over {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "less_than_equal": "must be at most {le:.16g}",
+    "literal_error": "must be {expected}",
+    "missing": "is required",
     "model_attributes_type": "must be a JSON object",
     "model_type": "must be a JSON object",
     "string_pattern_mismatch": "must not be empty",
+    "string_type": "must be a text",
+    "string_unicode": "must be a text",
+    "value_error": "{error}",
 }
 
 
@@ -210,7 +225,9 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     if error["type"] == "json_invalid":
         return InvalidRequest("body", "is not valid JSON")
     field = ".".join(path) or "body"
-    return InvalidRequest(field, _IN_OUR_WORDS.get(error["type"], str(error["msg"])))
+    words = _IN_OUR_WORDS.get(error["type"])
+    message = words.format(**error.get("ctx", {})) if words else str(error["msg"])
+    return InvalidRequest(field, message)
 
 
 def lora_text(lora: Mapping[str, float]) -> str:

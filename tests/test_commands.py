@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
+import serving.__main__
 from tests.bulk import a_thousand_rows, pictures
 from tests.conftest import BIN, RAY_FOLDER, REPO, Cluster, free_port
 
@@ -38,8 +39,10 @@ def with_a_bad_row(file: Path) -> None:
     pq.write_table(pa.concat_tables([pq.read_table(file), bad]), file)
 
 
-def run(command: list[str], cluster: Cluster | None = None) -> subprocess.CompletedProcess[str]:
-    environment = cluster.environment() if cluster else os.environ
+def run(
+    command: list[str], cluster: Cluster | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    environment = (cluster.environment() if cluster else os.environ) | environment
     return subprocess.run(
         command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=240
     )
@@ -207,10 +210,23 @@ def test_a_taken_port_is_one_line() -> None:
         (["--adapter=ink=/no/ink"], "adapter ink: cannot read /no/ink: No such file or directory"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(arguments: list[str], line: str) -> None:
-    done = run([sys.executable, "-m", "serving", *arguments, f"--port={free_port()}"])
-    assert done.returncode == 1
-    assert done.stdout == f"{line}\n"
+def test_what_cannot_be_served_is_one_line(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serving.__main__.main([*arguments, f"--port={free_port()}"]) == 1
+    assert capsys.readouterr().out == f"{line}\n"
+
+
+@pytest.mark.parametrize("module", ["serving", "jobs.render"])
+def test_a_cluster_that_is_not_there_is_one_line(module: str, tmp_path: Path) -> None:
+    port = [f"--port={free_port()}"]
+    folders = [f"--input={REPO / 'examples' / 'prompts.parquet'}", f"--output={tmp_path / 'out'}"]
+    arguments = {"serving": port, "jobs.render": folders}[module]
+    done = run([sys.executable, "-m", module, *arguments], RAY_ADDRESS="nowhere")
+    assert done.returncode in (1, 2)
+    said = done.stdout + done.stderr
+    assert re.search("here is no Ray cluster at RAY_ADDRESS=nowhere.*ray start --head", said)
+    assert "Traceback" not in done.stderr
 
 
 def _processes_of(folder: Path) -> list[str]:

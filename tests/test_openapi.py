@@ -73,3 +73,8 @@ def _give_it_time(case: Case) -> None:
 
 def test_the_document_is_served(host: str) -> None:
     assert requests.get(f"{host}/openapi.json", timeout=10).json() == SCHEMA.raw_schema
+
+
+def test_422_is_no_answer() -> None:
+    operations = [each for path in SCHEMA.raw_schema["paths"].values() for each in path.values()]
+    assert not [each["operationId"] for each in operations if "422" in each["responses"]]

@@ -203,7 +203,7 @@ def test_a_wrong_field_is_named_and_ready_to_be_mended(page: Page) -> None:
     fill(page, num_inference_steps=1000)
     page.click("#settings summary")
     page.click("#go")
-    expect(page.locator("#status")).to_contain_text("is over 150")
+    expect(page.locator("#status")).to_contain_text("must be at most 150")
     expect(page.locator("#num_inference_steps")).to_be_focused()
     expect(page.locator("#num_inference_steps")).to_have_attribute("aria-invalid", "true")
     fill(page, num_inference_steps=4)
