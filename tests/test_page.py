@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,8 +180,11 @@ def test_a_seed_is_drawn_for_each_picture_unless_it_is_kept(page: Page) -> None:
     imagine(page, 3)
     third, second, first = (provenance(card).request.seed for card in cards(page).all())
     assert first != second == third
+    page.click("#lock")
     page.click("#dice")
-    assert page.input_value("#seed") != str(third)
+    drawn = int(page.input_value("#seed"))
+    imagine(page, 4)
+    assert provenance(cards(page).first).request.seed == drawn != third
 
 
 def test_it_shows_steps_and_previews_and_can_be_given_up(page: Page, renderer: Renderer) -> None:
@@ -203,12 +207,37 @@ def test_a_wrong_field_is_named_and_ready_to_be_mended(page: Page) -> None:
     fill(page, num_inference_steps=1000)
     page.click("#settings summary")
     page.click("#go")
-    expect(page.locator("#status")).to_contain_text("must be at most 150")
+    expect(page.locator("#status")).to_have_text("Steps: must be at most 150")
     expect(page.locator("#num_inference_steps")).to_be_focused()
     expect(page.locator("#num_inference_steps")).to_have_attribute("aria-invalid", "true")
     fill(page, num_inference_steps=4)
-    imagine(page)
     expect(page.locator("[aria-invalid]")).to_have_count(0)
+    expect(page.locator("#status")).to_be_empty()
+    imagine(page)
+
+
+def test_what_is_to_be_mended_can_be_read_while_others_are_done(page: Page) -> None:
+    page.click("#go")
+    fill(page, num_inference_steps=999)
+    page.click("#go")
+    expect(cards(page)).to_have_count(1, timeout=30_000)
+    expect(page.locator("#status")).to_have_text("Steps: must be at most 150")
+
+
+def test_a_long_prompt_is_cut_on_its_card_and_by_the_model_which_is_said(page: Page) -> None:
+    fill(page, prompt="dunes and sea " * 140)
+    imagine(page)
+    expect(cards(page)).to_contain_text(re.compile(r"prompt cut by \d+ tokens"))
+    box = cards(page).bounding_box()
+    assert box is not None
+    assert box["height"] < 600
+
+
+def test_focus_stays_with_a_picture_that_is_done(page: Page) -> None:
+    page.click("#go")
+    cards(page, "running").get_by_text("Cancel").focus()
+    expect(cards(page)).to_have_count(1, timeout=30_000)
+    expect(cards(page).get_by_role("button").first).to_be_focused()
 
 
 def test_a_picture_made_here_brings_its_settings_back(page: Page) -> None:
@@ -221,6 +250,7 @@ def test_a_picture_made_here_brings_its_settings_back(page: Page) -> None:
     expect(page.locator("#width")).not_to_have_value("")
     drop(page, "mine.png", data)
     expect(page.locator("#prompt")).to_have_value("a lighthouse")
+    expect(page.locator("#status")).to_contain_text("Its settings are back in the form. ")
     imagine(page, 2)
     first, second = (provenance(card) for card in cards(page).all())
     assert first == second
@@ -234,7 +264,7 @@ def test_any_other_picture_is_one_to_start_from(page: Page) -> None:
     made = provenance(cards(page)).request
     assert made.model_dump()["strength"] == 0.8
     assert (made.width, made.height) == (80, 80)
-    page.get_by_text("Without it").click()
+    page.get_by_text("Remove it").click()
     imagine(page, 2)
     assert "strength" not in provenance(cards(page).first).request.model_dump()
     # With its settings comes what it was made from.
@@ -242,6 +272,20 @@ def test_any_other_picture_is_one_to_start_from(page: Page) -> None:
     expect(page.locator("#start")).to_be_visible()
     imagine(page, 3)
     assert provenance(cards(page).first).request == made
+
+
+def test_what_is_no_picture_is_told_at_once(page: Page) -> None:
+    drop(page, "text.png", b"only named so")
+    expect(page.locator("#status")).to_have_text("That is no PNG, JPEG or WebP picture.")
+    expect(page.locator("#start")).to_be_hidden()
+
+
+def test_code_of_an_emptied_field_says_its_default(page: Page) -> None:
+    fill(page, prompt="", height="", width="")
+    page.click("#code summary")
+    page.click("#tab-openai")
+    expect(page.locator("#snippet")).to_contain_text('size="256x256"')
+    expect(page.locator("#snippet")).to_contain_text('prompt=""')
 
 
 @pytest.mark.parametrize("is_edit", [False, True], ids=["new", "edit"])
@@ -267,7 +311,8 @@ def test_the_code_that_it_shows_gives_the_same_picture(
 
 def test_it_can_be_used_by_keyboard(page: Page) -> None:
     page.focus("#prompt")
-    page.keyboard.press("Control+Enter")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.press("Enter")
     expect(cards(page)).to_have_count(1, timeout=60_000)
     page.focus("#code summary")
     page.keyboard.press("Enter")
@@ -332,13 +377,48 @@ def test_a_service_with_a_token_asks_for_it(browser: Browser, renderer: Renderer
         page = browser.new_page()
         page.goto(host)
         expect(page.locator("#token")).to_be_focused()
+        for wrong in ("guess", "wörng ✓"):
+            page.fill("#token", wrong)
+            page.keyboard.press("Enter")
+            expect(page.locator("#status")).to_have_text("this is no token of this service")
+            expect(page.locator("#token")).to_be_focused()
         page.fill("#token", "secret")
-        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
         expect(page.locator("#width")).to_have_value("256")
+        expect(page.locator("#token")).to_be_hidden()
+        expect(page.locator("#prompt")).to_be_focused()
         page.click("#settings summary")
         fill(page, width=64, height=64, num_inference_steps=2)
         imagine(page)
         page.close()
+
+
+def test_a_service_that_is_gone_is_told_in_plain_words(
+    browser: Browser, renderer: Renderer
+) -> None:
+    page = browser.new_page()
+    with http_server(InProcess(renderer)) as host:
+        open_page(page, host)
+        page.click("nav a[href='#engine']")
+        expect(page.locator("#engines table").first).to_be_visible()
+        page.click("nav a[href='#create']")
+    page.click("#go")
+    expect(cards(page, "failed")).to_contain_text("The service does not answer.")
+    expect(cards(page, "failed")).to_contain_text("twin peaks")
+    page.click("nav a[href='#engine']")
+    expect(page.locator("#engine-status")).to_have_text("The service does not answer.")
+    expect(page.locator("#engines table")).to_have_count(0)
+    page.close()
+
+
+def test_a_page_that_was_opened_too_early_fills_itself(browser: Browser, host: str) -> None:
+    page = browser.new_page()
+    page.route("**/v1/models?", lambda route: route.abort(), times=1)
+    page.goto(host)
+    expect(page.locator("#status")).to_have_text("The service does not answer.")
+    expect(page.locator("#width")).to_have_value("256", timeout=10_000)
+    expect(page.locator("#status")).to_be_empty()
+    page.close()
 
 
 @pytest.mark.parametrize("view", ["create", "engine"])

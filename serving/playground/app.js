@@ -5,8 +5,11 @@ import { $, button, hasOption } from "./dom.js";
 import * as engineView from "./engine_view.js";
 import { Card, forgetAll, keep, showKept } from "./gallery.js";
 import { readProvenance } from "./provenance.js";
-import { ServiceError, get, render, token } from "./service.js";
+import { get, render, token } from "./service.js";
 import * as settings from "./settings.js";
+
+const LOAD_AGAIN_AFTER_MS = 3000;
+let loadingAgain;
 
 const model = () => $("model").value;
 
@@ -27,11 +30,11 @@ const places = {
 
 // What can be done with a picture of the gallery.
 const ACTIONS = {
-  Reuse: async (request) => {
+  "Reuse settings": async (request) => {
     await restore(request);
     $("prompt").focus();
   },
-  Copy: ({ start, ...fields }) => copy(JSON.stringify(fields, null, 2), "Its settings are copied."),
+  "Copy settings": ({ start, ...fields }) => copy(JSON.stringify(fields, null, 2), "Its settings are copied."),
   "Start from it": (_, picture) => startFrom(picture),
 };
 
@@ -50,7 +53,9 @@ function imagine() {
 
 async function imagineOne(request, at) {
   const controller = new AbortController();
+  let isMade = false;
   const card = new Card("Waiting for those before it …", () => {
+    if (isMade) return; // and about to be kept
     controller.abort();
     card.remove();
   });
@@ -61,15 +66,15 @@ async function imagineOne(request, at) {
     for await (const news of render(request, controller.signal)) {
       if (!news.picture) card.show(news);
       else {
-        card.setButtons([]);
-        const kept = await keep(news.picture, request.start, at);
+        isMade = true;
+        const kept = await keep(news, request.start, at);
         card.finish(kept, ACTIONS);
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
-        say(`Rendered in ${seconds} s${kept.id === null ? "; this browser does not keep it." : "."}`);
+        const told = `Rendered in ${seconds} s${kept.id === null ? "; this browser does not keep it." : "."}`;
+        if (!settings.isWrong()) say(told); // what is to be mended is still to be read
         return;
       }
     }
-    throw new Error("The connection was lost.");
   } catch (error) {
     if (error.name !== "AbortError") failed(error, request, at, card);
   } finally {
@@ -78,20 +83,23 @@ async function imagineOne(request, at) {
 }
 
 function failed(error, request, at, card) {
-  say(error.message, true);
+  const text = settings.inWords(error);
+  say(text, true);
   if (error.status === 401) askForToken();
-  if (error.status === 400 || error.status === 401) card.remove(); // it is the form's to mend
-  else card.fail(error.message, [button("Try again", () => { card.remove(); imagineOne(request, at); })]);
+  if ([400, 401, 413].includes(error.status)) card.remove(); // it is the form's to mend
+  else card.fail(text, request, [button("Try again", () => { card.remove(); imagineOne(request, at); })]);
   settings.markWrong(error.field);
 }
 
 async function loadModel() {
   try {
     const { data } = await get("v1/models");
-    const chosen = model() || data[0].id;
-    $("model").replaceChildren(...data.map(({ id }) => new Option(id, data.length > 1 ? id : "")));
+    const chosen = model();
+    $("model").replaceChildren(...data.map(({ id }) => new Option(id)));
     $("model-row").hidden = data.length < 2;
-    if (data.length > 1) $("model").value = chosen;
+    if (hasOption($("model"), chosen)) $("model").value = chosen;
+    if (!$("token-row").hidden) $("prompt").focus();
+    $("token-row").hidden = true;
     await loadProfile();
   } catch (error) {
     failedToLoad(error);
@@ -118,8 +126,10 @@ async function loadProfile() {
 }
 
 function failedToLoad(error) {
+  say(error.message, error.status !== 401 || Boolean(token.get()));
+  clearTimeout(loadingAgain);
   if (error.status === 401) askForToken();
-  say(error instanceof ServiceError ? error.message : "The service does not answer.", error.status !== 401);
+  else loadingAgain = setTimeout(loadModel, LOAD_AGAIN_AFTER_MS);
 }
 
 function askForToken() {
@@ -129,7 +139,9 @@ function askForToken() {
   $("token").focus();
 }
 
-function startFrom(file) {
+async function startFrom(file) {
+  const isPicture = $("file").accept.includes(file.type) && (await createImageBitmap(file).catch(() => null));
+  if (!isPicture) return say("That is no PNG, JPEG or WebP picture.", true);
   if (!settings.setStart(file)) return say("This model starts from no picture.", true);
   showCode();
   say("The next picture starts from it.");
@@ -208,13 +220,15 @@ function showView() {
 }
 
 function listen() {
-  settings.listen(showCode);
+  settings.listen(showCode, () => say(""));
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     imagine();
   });
-  $("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+  $("form").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.target.type !== "textarea") return;
+    event.preventDefault();
+    $("form").requestSubmit();
   });
   $("model").addEventListener("change", loadProfile);
   $("token").addEventListener("keydown", (event) => {
@@ -231,7 +245,9 @@ function listen() {
     $("file").value = "";
   });
   $("forget").addEventListener("click", () => {
-    if (confirm("Forget all pictures of this browser?")) forgetAll();
+    if (!confirm("Forget all pictures of this browser?")) return;
+    forgetAll();
+    $("prompt").focus();
   });
   for (const tab of document.querySelectorAll("[role=tab]")) {
     tab.addEventListener("click", () => chooseTab(tab));

@@ -6,7 +6,7 @@ import { get } from "./service.js";
 const EVERY_MS = 1000;
 const NUM_SHOWN = 48;
 const CELL = 9;
-const LABEL = 6; // columns that one takes
+const LABEL = 7; // columns that one takes
 const FORGET_AFTER_MS = 10_000;
 
 const engines = new Map(); // by name: when each answered last, and what. A service may have several.
@@ -28,7 +28,7 @@ async function follow(model, signal) {
     if (asked !== model()) engines.clear();
     asked = model();
     if (!document.hidden) {
-      await get("forwards", { model: asked }, signal).then(show, (error) => signal.aborted || say(error.message));
+      await get("forwards", { model: asked }, signal).then(show, (error) => signal.aborted || showNone(error.message));
     }
     await new Promise((go) => setTimeout(go, EVERY_MS));
   }
@@ -40,6 +40,13 @@ function show(answer) {
   for (const [name, { at }] of engines) if (now - at > FORGET_AFTER_MS) engines.delete(name);
   say(engines.size > 1 ? `${engines.size} engines, seen one after the other` : "");
   $("engines").replaceChildren(...[...engines.values()].map(engineView));
+}
+
+/** Nothing is known any more, so nothing is to look as if it were. */
+function showNone(reason) {
+  say(reason);
+  engines.clear();
+  $("engines").replaceChildren();
 }
 
 function engineView({ engine, counters, in_flight: inFlight, latest }) {

@@ -29,6 +29,7 @@ export class Card {
     this._progress = this.element.querySelector("progress");
     this._image = this.element.querySelector("img");
     this._said = this.element.querySelector(".said");
+    this._settings = this.element.querySelector(".settings");
     this.element.dataset.state = "running";
     this._image.alt = "";
     this.say(said);
@@ -47,7 +48,7 @@ export class Card {
   }
 
   say(text) {
-    this._said.textContent = text;
+    this._said.textContent = this._said.title = text; // a long one is cut to some lines
   }
 
   setButtons(buttons) {
@@ -57,10 +58,11 @@ export class Card {
     if (hadFocus) buttons[0]?.focus();
   }
 
-  fail(reason, buttons) {
+  fail(reason, { prompt, seed }, buttons) {
     this.element.dataset.state = "failed";
     this._progress.hidden = true;
     this.say(reason);
+    this._settings.textContent = `${prompt} · seed ${seed}`;
     this.setButtons([...buttons, button("Remove", () => this.remove())]);
   }
 
@@ -75,17 +77,16 @@ export class Card {
   }
 
   /** Show what is kept, or could not be (`id` null). `actions` are {name: function of (request, picture)}. */
-  finish({ id, picture, start, request, model }, actions) {
+  finish({ id, picture, start, request, model, tokensCut }, actions) {
     const url = URL.createObjectURL(picture);
     const whole = { ...request, model, start };
     this.element.dataset.state = "done";
     this._progress.hidden = true;
     Object.assign(this._image, { src: url, alt: request.prompt });
     this.say(request.prompt);
-    this.element.querySelector(".settings").textContent = settingsText(request, model);
+    this._settings.textContent = settingsText(request, model, tokensCut);
     const download = Object.assign(document.createElement("a"), {
-      href: url, download: `${request.prompt.replace(/\W+/g, "-").slice(0, 40)}-${request.seed}.png`,
-      textContent: "Download", className: "button",
+      href: url, download: fileName(request), textContent: "Download", className: "button",
     });
     const forget = () => {
       if (id !== null) stored("readwrite", (store) => store.delete(id));
@@ -104,9 +105,9 @@ export class Card {
 const finished = new Set();
 
 /** Keep a picture that was asked for `at` a time; its `id` is null where this browser cannot. */
-export async function keep(picture, start, at) {
+export async function keep({ picture, tokensCut }, start, at) {
   const { request, model } = (await readProvenance(picture)) ?? { request: { prompt: "" }, model: "" };
-  const entry = { picture, start, at, request, model };
+  const entry = { picture, start, at, request, model, tokensCut };
   const id = await stored("readwrite", (store) => store.add(entry)).catch(() => null);
   return { ...entry, id };
 }
@@ -128,11 +129,18 @@ function showWhetherEmpty() {
   $("forget").hidden = !$("pictures").querySelector("[data-state=done]");
 }
 
-function settingsText(request, model) {
+function fileName({ prompt, seed }) {
+  const words = prompt.slice(0, 40).match(/[\p{L}\p{N}]+/gu) ?? [];
+  return `${[...words, seed].join("-")}.png`;
+}
+
+function settingsText(request, model, tokensCut = {}) {
   const lora = Object.entries(request.lora ?? {}).map(([name, weight]) => `${name} ${weight}`);
   return [
     `seed ${request.seed}`, `${request.width} × ${request.height}`, `${request.num_inference_steps} steps`,
     `guidance ${request.guidance_scale}`, request.scheduler, model, ...lora,
-    request.strength && `strength ${request.strength}`, request.negative_prompt && `not: ${request.negative_prompt}`,
+    request.strength && `strength ${request.strength}`,
+    ...Object.entries(tokensCut).map(([name, number]) => `${name.replace("_", " ")} cut by ${number} tokens`),
+    request.negative_prompt && `not: ${request.negative_prompt}`,
   ].filter(Boolean).join(" · ");
 }

@@ -14,14 +14,34 @@ export const token = {
   set: (value) => sessionStorage.setItem("token", value),
 };
 
-const headers = () => (token.get() ? { Authorization: `Bearer ${token.get()}` } : {});
+const LOST = "The connection was lost.";
+
+function headers() {
+  const sendable = token.get().replace(/[^\x21-\x7e]/g, "?"); // no token has others
+  return sendable ? { Authorization: `Bearer ${sendable}` } : {};
+}
 
 /** The JSON at `path`; `query` is of what is not empty. */
 export async function get(path, query = {}, signal = null) {
   const asked = new URLSearchParams(Object.entries(query).filter(([, value]) => value));
-  const response = await fetch(`${path}?${asked}`, { headers: headers(), signal });
-  if (!response.ok) throw await errorOf(response);
+  const response = await answer(`${path}?${asked}`, { headers: headers(), signal });
   return response.json();
+}
+
+/** A response that is no error. */
+async function answer(path, options) {
+  const response = await inWords(fetch(path, options), "The service does not answer.");
+  if (!response.ok) throw await errorOf(response);
+  return response;
+}
+
+/** Browsers have words of their own for what breaks under way, and each others. */
+async function inWords(underWay, words) {
+  try {
+    return await underWay;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ServiceError(words, null, null);
+  }
 }
 
 /** Renders `request`; yields {preview, step, num_steps, num_ahead} on the way, then a {picture}. */
@@ -33,7 +53,7 @@ async function* renderNew(request, signal) {
   const options = { body: JSON.stringify(request), headers: { "Content-Type": "application/json" } };
   for await (const { name, data } of events("imagine/events", options, signal)) {
     if (name === "progress") yield data;
-    else yield { picture: await blobOf(data.image) };
+    else yield { picture: await blobOf(data.image), tokensCut: data.tokens_cut };
   }
 }
 
@@ -41,7 +61,7 @@ async function* renderEdit(request, start, signal) {
   for await (const { name, data } of events("v1/images/edits", { body: editForm(request, start) }, signal)) {
     const url = `data:image/png;base64,${data.b64_json}`;
     if (name.endsWith("partial_image")) yield { preview: url };
-    else yield { picture: await blobOf(url) };
+    else yield { picture: await blobOf(url), tokensCut: data.tokens_cut };
   }
 }
 
@@ -65,13 +85,12 @@ function fieldText(value) {
 
 /** Name and data of each event of a call, as they come; an `error` event is raised. */
 async function* events(path, { body, headers: more = {} }, signal) {
-  const response = await fetch(path, { method: "POST", headers: { ...headers(), ...more }, body, signal });
-  if (!response.ok) throw await errorOf(response);
+  const response = await answer(path, { method: "POST", headers: { ...headers(), ...more }, body, signal });
   let rest = "";
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
+    const { done, value } = await inWords(reader.read(), LOST);
+    if (done) throw new ServiceError(LOST, null, null); // the last event is for the caller to stop at
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {

@@ -26,6 +26,7 @@ export function setProfile(model) {
   $("guidance_scale").max = limits.max_guidance_scale;
   for (const name of ["width", "height", "num_inference_steps", "guidance_scale"]) {
     if (!$(name).value || Number($(name).value) === before?.defaults[name]) $(name).value = defaults[name];
+    $(name).placeholder = defaults[name]; // what stands for nothing
   }
   if (!$("seed").value) drawSeed();
   $("size").replaceChildren(...sizes().map(([w, h]) => new Option(`${w} × ${h}`, `${w}x${h}`)), new Option("other", ""));
@@ -39,8 +40,11 @@ export function setProfile(model) {
 /** The whole request that the form shows: it is the same picture whatever a model's defaults become. */
 export function request() {
   const fields = {};
-  for (const name of TEXTS) if ($(name).value.trim()) fields[name] = $(name).value;
-  for (const name of NUMBERS) if ($(name).value !== "") fields[name] = Number($(name).value);
+  for (const name of TEXTS) if (name === "prompt" || $(name).value.trim()) fields[name] = $(name).value;
+  for (const name of NUMBERS) {
+    const text = $(name).value || $(name).placeholder;
+    if (text) fields[name] = Number(text);
+  }
   if ($("scheduler").value) fields.scheduler = $("scheduler").value;
   if ($("model").options.length > 1) fields.model = $("model").value;
   const lora = adapterWeights();
@@ -86,27 +90,43 @@ export function nextSeed() {
 /** Mark the field that is to be mended, or with null none. */
 export function markWrong(field) {
   for (const each of document.querySelectorAll("[aria-invalid]")) each.removeAttribute("aria-invalid");
-  const [name, part] = field?.split(".") ?? [];
-  const wrong = { size: $("width"), lora: $("adapters").querySelector(`[name="${part}"]`), image: $("file") }[name] ?? $(name);
+  const wrong = inputOf(field);
   if (!wrong) return;
   wrong.closest("details")?.setAttribute("open", "");
   wrong.setAttribute("aria-invalid", "true");
   wrong.focus();
 }
 
-export function listen(changed) {
+export const isWrong = () => document.querySelector("[aria-invalid]") !== null;
+
+/** An error's message, with the field that it names as the form calls it. */
+export function inWords({ message, field }) {
+  const label = inputOf(field)?.labels[0].firstChild.textContent.trim();
+  return label ? message.replace(`${field}:`, `${label}:`) : message;
+}
+
+/** What holds a field of a request, by its name there. */
+function inputOf(field) {
+  const [name, part] = field?.split(".") ?? [];
+  return { size: $("width"), lora: $("adapters").querySelector(`[name="${part}"]`), image: $("file") }[name] ?? $(name);
+}
+
+export function listen(changed, mended) {
   $("size").addEventListener("change", () => {
     const [width, height] = $("size").value.split("x");
     if (height) Object.assign($("width"), { value: width }), Object.assign($("height"), { value: height });
     else $("settings").open = true, $("width").focus();
   });
   for (const side of ["width", "height"]) $(side).addEventListener("input", showSize);
-  $("dice").addEventListener("click", () => { drawSeed(); changed(); });
+  $("dice").addEventListener("click", () => { drawSeed(); setLocked(true); changed(); });
   $("lock").addEventListener("click", () => setLocked(!isLocked()));
   $("seed").addEventListener("input", () => setLocked(true));
   $("start-remove").addEventListener("click", () => { setStart(null); changed(); $("file").focus(); });
   $("strength").addEventListener("input", showStrength);
-  $("form").addEventListener("input", changed);
+  $("form").addEventListener("input", (event) => {
+    if (event.target.hasAttribute("aria-invalid")) { markWrong(null); mended(); }
+    changed();
+  });
   $("form").addEventListener("change", changed);
 }
 
