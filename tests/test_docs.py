@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import jobs.render
 import serving.__main__
@@ -59,6 +60,21 @@ def test_make_has_the_targets_and_tests_that_are_named(document: Path) -> None:
         for first, second in re.findall(r"^make test .*-k (?:'([^']+)'|(\w+))", command):
             for word in (first or second).split(" or "):
                 assert re.search(rf"def test_\w*{word}", names), command
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/engine.md"])
+def test_code_of_a_document_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From top to bottom, but what asks a service: tests/test_service.py does that."""
+    (tmp_path / "models").symlink_to(REPO / "models")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (REPO / name).read_text(), re.M | re.S)
+    code = [block for block in blocks if "import requests" not in block]
+    assert code
+    exec("\n".join(code), {})
+    for picture in tmp_path.glob("*.png"):
+        assert len({*Image.open(picture).convert("RGB").getdata()}) > 1
 
 
 def commands(document: Path) -> Iterator[str]:
