@@ -106,22 +106,25 @@ def _megabytes(service: LocalService) -> float:
 def plot(curves: Sequence[Curve], file: Path) -> None:
     from matplotlib import pyplot  # the bench extra; only this needs it
 
-    values: dict[str, Callable[[Point], float]] = {
-        "s": lambda point: point.unit_s,
-        "MB": lambda point: point.megabytes,
-    }
+    values: list[Callable[[Point], float]] = [
+        lambda point: point.unit_s,
+        lambda point: point.megabytes,
+    ]
     figure, panels = pyplot.subplots(
-        len(values), len(curves), figsize=(4 * len(curves), 4), layout="constrained"
+        len(values), len(curves), figsize=(4 * len(curves), 4.5), layout="constrained"
     )
     for column, curve in enumerate(curves):
-        for row, (unit, value) in enumerate(values.items()):
+        what, _, seconds = curve.name.partition(": ")
+        for row, (unit, value) in enumerate(zip([seconds, "MB of a replica"], values, strict=True)):
             panel = panels[row][column]
-            where = [str(point.where) for point in curve.points]
-            panel.plot(where, [*map(value, curve.points)], "o-")
-            panel.set_ylim(bottom=0)
-            panel.set_ylabel(unit)
+            where, found = zip(
+                *((str(each.where), value(each)) for each in curve.points), strict=True
+            )
+            panel.plot(where, found, "o-")
+            panel.set_ylim(0, 1.1 * max(found))
+            panel.set_title(unit, loc="left", fontsize="medium")
             panel.spines[["top", "right"]].set_visible(False)
-        panels[-1][column].set_xlabel(curve.name.partition(":")[0])
+        panels[-1][column].set_xlabel(what)
     figure.savefig(file, dpi=120)
 
 

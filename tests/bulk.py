@@ -17,7 +17,6 @@ from batch.prompts import PromptTable
 from batch.render import Job, ShardRenderer
 from shared.config import ModelConfig
 from shared.image_codec import encode
-from shared.model_files import describe_model
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, GeneratedImage, Provenance, Timings
 
@@ -59,17 +58,25 @@ def plan_run(
     into = OutputFolder(output or str(folder / "out"))
     run = RunSettings(
         input_files=prompts.files(),
-        model=describe_model(ModelConfig()),
+        model=bundled_profile(),
         **{"dtype": "auto", "seed": 0, "shard_rows": 2} | settings,
     )
     return make_plan(prompts, into, run), into
 
 
+def bundled_profile() -> ModelProfile:
+    from shared.model_files import (
+        describe_model,
+    )  # seconds: processes that are given one do without
+
+    return describe_model(ModelConfig())
+
+
 class PlainRenderer:
     """Its pictures are of one colour, that of their seed."""
 
-    def __init__(self) -> None:
-        self.profile: ModelProfile = describe_model(ModelConfig())
+    def __init__(self, profile: ModelProfile | None = None) -> None:
+        self.profile = profile or bundled_profile()
         self.rendered: list[str] = []
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 
+import jobs.render
 import serving.__main__
 from tests.bulk import a_thousand_rows, pictures
 from tests.conftest import BIN, RAY_FOLDER, REPO, Cluster, free_port
@@ -48,13 +49,14 @@ def run(
     )
 
 
-def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path: Path) -> None:
+def test_bulk_renders_everything_once(
+    cluster: Cluster, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
-    command = [*RENDER, "--input", str(prompts), "--output", str(output), "--shard-rows=2"]
-    command += ["--num-cpus=1"]
+    arguments = [f"--input={prompts}", f"--output={output}", "--shard-rows=2", "--num-cpus=1"]
 
     with_a_bad_row(prompts)
-    first = run(command, cluster)
+    first = run([*RENDER, *arguments], cluster)
     assert first.returncode == 3, first.stderr
     assert "Planned 6 pictures in 3 shards; 1 input rows rejected" in first.stdout
     assert "rendered  6 of 6 pictures" in first.stdout
@@ -65,21 +67,18 @@ def test_bulk_renders_everything_once(cluster: Cluster, prompts: Path, tmp_path:
     assert len(pictures(output / "images")) == 6
     rendered = pictures(output)
 
-    again = run(command, cluster)
-    assert again.returncode == 3
-    assert "Nothing to do" in again.stdout
+    assert jobs.render.main(arguments) == 3
+    assert "Nothing to do" in capsys.readouterr().out
 
     (output / "metadata" / "000001.parquet").unlink()
-    resumed = run(command, cluster)
+    resumed = run([*RENDER, *arguments], cluster)
     assert resumed.returncode == 3, resumed.stderr
     assert "Rendering 1 of 3 shards" in resumed.stdout
     assert pictures(output) == rendered
 
-    other = run([*command, "--seed=1"], cluster)
-    assert other.returncode == 2
-    assert other.stderr.splitlines()[-1].startswith(
-        "error: the output folder holds a run with seed = 0, not 1"
-    )
+    assert jobs.render.main([*arguments, "--seed=1"]) == 2
+    told = capsys.readouterr().err
+    assert "error: the output folder holds a run with seed = 0, not 1" in told
 
 
 @pytest.mark.slow
@@ -100,6 +99,7 @@ def test_a_thousand_rows_of_which_two_hundred_are_malformed(tmp_path: Path) -> N
 
 KILLING_RUN = """
 import sys
+from functools import partial
 from pathlib import Path
 import ray
 from batch.render import Job, Workers, render_shards, start_ledger
@@ -108,7 +108,8 @@ from tests.bulk import PlainRenderer, plan_run
 
 plan, output = plan_run(Path(sys.argv[1]), {"prompt": ["a", "b", "die", "d"]})
 ray.init(log_to_driver=False)
-job = Job(output.location, plan.settings.format, PlainRenderer)
+make_renderer = partial(PlainRenderer, plan.settings.model)
+job = Job(output.location, plan.settings.format, make_renderer)
 workers = Workers(concurrency=1, num_cpus=1, num_gpus=0)
 shards = sorted(render_shards(plan.shards, job, workers, start_ledger()))
 assert shards == plan.shards, shards
