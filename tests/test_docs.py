@@ -89,8 +89,8 @@ def text_about(program: str) -> str:
         "serving": serving.__main__.main,
         "jobs.render": jobs.render.main,
     }
-    if program not in mains:
-        return (REPO / program).read_text()
+    if program not in mains:  # a benchmark, which may take options of the doors too
+        return "".join((REPO / each).read_text() for each in (program, "shared/arguments.py"))
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
         mains[program](["--help"])
     return printed.getvalue()
