@@ -201,6 +201,8 @@ def start_ray(default: str = "local") -> None:
             logging_level=logging.WARNING,
         )
     except (ConnectionError, ValueError) as error:
+        if address == "local":
+            raise
         raise NoCluster(
             f"there is no Ray cluster at RAY_ADDRESS={address}: start one with `ray start --head`, "
             "or unset it"

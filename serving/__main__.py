@@ -86,6 +86,8 @@ def _serve_until_stopped(
         try:
             ray.init(address=address, include_dashboard=False)
         except (ConnectionError, ValueError) as error:
+            if address == "local":
+                raise
             raise _NoCluster from error
         _on_signals(signal.default_int_handler)  # Ray has its own way with SIGTERM
         serve.start(http_options={"host": options.host, "port": options.port})

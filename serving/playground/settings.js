@@ -101,7 +101,7 @@ export const isWrong = () => document.querySelector("[aria-invalid]") !== null;
 
 /** An error's message, with the field that it names as the form calls it. */
 export function inWords({ message, field }) {
-  const label = inputOf(field)?.labels[0].firstChild.textContent.trim();
+  const label = inputOf(field)?.labels?.[0]?.firstChild.textContent.trim();
   return label ? message.replace(`${field}:`, `${label}:`) : message;
 }
 
