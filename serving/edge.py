@@ -73,7 +73,9 @@ class Edge:
         return bounded
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"a request may have {self._max_body_bytes / 2**20:g} MiB")
+        most = self._max_body_bytes
+        size = f"{most / 2**20:.3g} MiB" if most >= 2**20 else f"{most} bytes"
+        return HTTPException(413, f"a request may have {size}")
 
 
 def _hardened(send: Send) -> Send:
