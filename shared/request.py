@@ -212,7 +212,7 @@ _IN_OUR_WORDS = {
     "model_type": "must be a JSON object",
     "string_pattern_mismatch": "must not be empty",
     "string_type": "must be a text",
-    "string_unicode": "must be a text",
+    "string_unicode": "must be valid Unicode",
     "value_error": "{error}",
 }
 

@@ -141,7 +141,7 @@ def test_text_that_is_no_text_is_rejected(tmp_path: Path, profile: ModelProfile)
     assert (plan.num_planned, plan.num_rejected) == (2, 2)
     assert images_of(tmp_path / "out")[1].request.prompt == "schön"
     rejected = pq.read_table(tmp_path / "out/rejected/000000.parquet").to_pylist()
-    assert "unicode" in rejected[0]["reason"]
+    assert "Unicode" in rejected[0]["reason"]
 
 
 def test_a_field_may_have_a_column_of_another_name(tmp_path: Path, profile: ModelProfile) -> None:

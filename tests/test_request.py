@@ -23,7 +23,7 @@ CANONICAL = CanonicalRequest(
         ("prompt", "   \n", "must not be empty"),
         ("prompt", None, "must be a text"),
         ("prompt", 3, "must be a text"),
-        ("prompt", "\ud800", "must be a text"),
+        ("prompt", "\ud800", "must be valid Unicode"),
         ("negative_prompt", ["a"], "must be a text"),
         ("width", 0, "must be at least 1"),
         ("width", 25.5, "must be a whole number"),
