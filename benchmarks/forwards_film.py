@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from shared.engine import DenoiseEngine, Member, PastForward, Priority
+from shared.counters import Member, PastForward, Priority
+from shared.engine import DenoiseEngine
 from shared.pipeline import load_pipeline
 
 # Steps, guidance, priority, and after how many forwards it comes.

@@ -10,7 +10,7 @@ number of them. That of prompts in a bulk job: bulk_overhead.py.
 
 import argparse
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,25 +106,22 @@ def _megabytes(service: LocalService) -> float:
 def plot(curves: Sequence[Curve], file: Path) -> None:
     from matplotlib import pyplot  # the bench extra; only this needs it
 
-    values: list[Callable[[Point], float]] = [
-        lambda point: point.unit_s,
-        lambda point: point.megabytes,
-    ]
-    figure, panels = pyplot.subplots(
-        len(values), len(curves), figsize=(4 * len(curves), 4.5), layout="constrained"
+    figure, columns = pyplot.subplots(
+        2, len(curves), figsize=(4 * len(curves), 4.5), layout="constrained"
     )
-    for column, curve in enumerate(curves):
+    for panels, curve in zip(columns.T, curves, strict=True):
         what, _, seconds = curve.name.partition(": ")
-        for row, (unit, value) in enumerate(zip([seconds, "MB of a replica"], values, strict=True)):
-            panel = panels[row][column]
-            where, found = zip(
-                *((str(each.where), value(each)) for each in curve.points), strict=True
-            )
+        where = [str(point.where) for point in curve.points]
+        values = {
+            seconds: [point.unit_s for point in curve.points],
+            "MB of a replica": [point.megabytes for point in curve.points],
+        }
+        for panel, (title, found) in zip(panels, values.items(), strict=True):
             panel.plot(where, found, "o-")
             panel.set_ylim(0, 1.1 * max(found))
-            panel.set_title(unit, loc="left", fontsize="medium")
+            panel.set_title(title, loc="left", fontsize="medium")
             panel.spines[["top", "right"]].set_visible(False)
-        panels[-1][column].set_xlabel(what)
+        panels[-1].set_xlabel(what)
     figure.savefig(file, dpi=120)
 
 

@@ -82,13 +82,7 @@ def _serve_until_stopped(
         # Not our token, and it needs nothing of the caller.
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        # docs/decisions.md: on two cores, a fifth of the speed of a request that is alone.
-        try:
-            ray.init(address=address, include_dashboard=False)
-        except (ConnectionError, ValueError) as error:
-            if address == "local":
-                raise
-            raise _NoCluster from error
+        _start_ray(address)
         _on_signals(signal.default_int_handler)  # Ray has its own way with SIGTERM
         serve.start(http_options={"host": options.host, "port": options.port})
         first, *others = models
@@ -110,6 +104,17 @@ def _serve_until_stopped(
         if address != "local" and ray.is_initialized():
             serve.delete("default")
         ray.shutdown()  # a local cluster goes with it
+
+
+def _start_ray(address: str) -> None:
+    """Or join one that runs; raises _NoCluster."""
+    try:
+        # docs/decisions.md: a dashboard takes a fifth of the speed of a request that is alone.
+        ray.init(address=address, include_dashboard=False)
+    except (ConnectionError, ValueError) as error:
+        if address == "local":
+            raise
+        raise _NoCluster from error
 
 
 def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:

@@ -42,6 +42,7 @@ def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastA
     )
     app.state.door = Door(models, config)
     app.add_middleware(Edge, max_body_bytes=config.max_body_bytes, is_open=not config.token_hashes)
+    install_error_handlers(app)
     app.include_router(imagine.router)
     app.include_router(openai_images.router)
     app.add_api_route("/profile", _profile, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
@@ -51,7 +52,6 @@ def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastA
     app.add_api_route("/readyz", _readyz, responses=ERROR_RESPONSES)
     app.add_api_route("/", _page, response_class=FileResponse, include_in_schema=False)
     app.mount("/playground", _PageFiles(directory=_PLAYGROUND))
-    install_error_handlers(app)
     return app
 
 

@@ -54,23 +54,24 @@ _NO_RETRY = {"x-should-retry": "false"}
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """For an application that has its routes."""
-
     async def answer(request: Request, error: Exception) -> JSONResponse:  # else in a thread
         return answer_to(request, error)
 
     for error_type in _HANDLERS:
         app.add_exception_handler(error_type, answer)
-    _leave_out_422(app.openapi())
+    document = app.openapi
+    # When it is first asked for: it takes time, and all routes.
+    app.openapi = lambda: _without_422(document())  # type: ignore[method-assign]
 
 
-def _leave_out_422(document: dict[str, Any]) -> None:
+def _without_422(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI documents it wherever there are fields, and the handlers answer 400 instead."""
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
     for schema in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(schema, None)
+    return document
 
 
 def answer_to(request: Request, error: Exception) -> JSONResponse:

@@ -1,6 +1,7 @@
 """What the documents point at is there, and the commands in them can be given."""
 
 import contextlib
+import functools
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def commands(document: Path) -> Iterator[str]:
             yield " ".join(line.partition("  #")[0].split())
 
 
+@functools.cache
 def text_about(program: str) -> str:
     mains: dict[str, Callable[[list[str]], int]] = {
         "serving": serving.__main__.main,

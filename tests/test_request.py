@@ -47,8 +47,9 @@ def test_a_wrong_field_is_named_and_why(field: str, value: object, told: str) ->
 
 
 def test_a_missing_prompt_is_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"^prompt: is required$"):
+    with pytest.raises(InvalidRequest, match=r"^prompt: is required$") as caught:
         parse_request({"width": 256})
+    assert caught.value.field == "prompt"
 
 
 def test_what_is_no_object_is_told_so() -> None:

@@ -29,17 +29,13 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     engine            the thread
 """
 
-from shared.counters import EngineCounters, EngineForwards, Member, PastForward, Priority
+from shared.counters import Priority
 from shared.engine.engine import DenoiseEngine
 from shared.engine.row_rule import RowRule
 from shared.engine.tickets import RequestStats, Step, Ticket
 
 __all__ = [
     "DenoiseEngine",
-    "EngineCounters",
-    "EngineForwards",
-    "Member",
-    "PastForward",
     "Priority",
     "RequestStats",
     "RowRule",
