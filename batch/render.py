@@ -157,15 +157,38 @@ async def render_here(shards: list[str], job: Job, ledger: Ledger) -> None:
         raise failures.exceptions[0] from None
 
 
+class _DoneImages:
+    """What Prometheus sees of a job: its pictures that are done, told by processes of a cluster."""
+
+    def __init__(self) -> None:
+        self._images = metrics.Counter(
+            "sd_bulk_images", "Pictures of a job that are done.", ("status", "job_id")
+        )
+        self._job = {"job_id": ray.get_runtime_context().get_job_id()}
+
+    def add(self, statuses: Mapping[str, int]) -> None:
+        for status, number in statuses.items():
+            self._images.inc(number, {"status": status} | self._job)
+
+
+class CountedLedger(Ledger):
+    """The ledger of a job whose own process renders, in a cluster: Prometheus is told as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._done = _DoneImages()
+
+    async def count(self, statuses: Mapping[str, int]) -> None:
+        await super().count(statuses)
+        self._done.add(statuses)
+
+
 class _RemoteLedger:
     """The job's ledger, for those who render in other processes. Prometheus is told as well."""
 
     def __init__(self, actor: ActorHandle) -> None:
         self._actor = actor
-        self._images = metrics.Counter(
-            "sd_bulk_images", "Pictures of a job that are done.", ("status", "job_id")
-        )
-        self._job = {"job_id": ray.get_runtime_context().get_job_id()}
+        self._done = _DoneImages()
         self._untold = Counter[str]()
         self._told_at = time.monotonic()
 
@@ -191,8 +214,7 @@ class _RemoteLedger:
 
     def _tell(self) -> None:
         self._actor.count.remote(dict(self._untold))  # nobody waits for it
-        for status, number in self._untold.items():
-            self._images.inc(number, {"status": status} | self._job)
+        self._done.add(self._untold)
         self._untold.clear()
         self._told_at = time.monotonic()
 

@@ -20,7 +20,15 @@ from batch.estimate import Estimate, estimate, estimate_on_engines
 from batch.ledger import Ledger
 from batch.output_folder import OutputFolder
 from batch.plan import Plan
-from batch.render import ImageRenderer, Job, Workers, render_here, render_shards, start_ledger
+from batch.render import (
+    CountedLedger,
+    ImageRenderer,
+    Job,
+    Workers,
+    render_here,
+    render_shards,
+    start_ledger,
+)
 from batch.service import ServiceUnusable, Unreachable, connect
 from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
 from jobs.progress import Progress
@@ -129,7 +137,7 @@ class RunningService:
             images_at_once=2 * MAX_UNDER_WAY,
             shards_at_once=math.ceil(MAX_UNDER_WAY / plan.settings.shard_rows) + 1,
         )
-        ledger = Ledger()
+        ledger = CountedLedger() if ray.is_initialized() else Ledger()
 
         def counts() -> Mapping[str, int]:
             return self._loop.run(ledger.counts())

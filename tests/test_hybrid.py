@@ -1,6 +1,7 @@
 """A bulk job through a running service, beside people who ask it, and through what kills them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,13 @@ def stats(service: DeployedService, kind: str) -> dict[str, int]:
     return found
 
 
+def pictures_told(cluster: Cluster) -> dict[str, float]:
+    """Pictures done, as Prometheus is told, by job."""
+    found = requests.get(cluster.metrics, timeout=10).text
+    line = re.compile(r'ray_sd_bulk_images_total\{.*job_id="(\w+)".*status="ok".*\} ([\d.]+)')
+    return {job: float(number) for job, number in line.findall(found)}
+
+
 @pytest.mark.parametrize("by", ["handle", "http"])
 def test_what_a_service_renders_is_what_the_bulk_door_renders(
     by: str,
@@ -121,13 +129,18 @@ def test_what_a_service_renders_is_what_the_bulk_door_renders(
 ) -> None:
     where = {"handle": "imagine", "http": service.url}[by]
     jobs = Jobs(cluster, prompts, tmp_path / "out")
-    before = stats(service, "bulk")["num_completed"]
+    before, told_before = stats(service, "bulk")["num_completed"], pictures_told(cluster).items()
     with service.callers(ONLINE) as answers:
         told = jobs.run("--via-service", where)
     assert f"rendered  {NUM_ROWS} of {NUM_ROWS} pictures" in told
     assert pictures(jobs.output) == own
     assert {answer.status_code for answer in answers} == {200}
     assert stats(service, "bulk")["num_completed"] >= before + NUM_ROWS
+    if by == "handle":  # else it is in no cluster that it could tell
+        until = time.monotonic() + 30
+        while NUM_ROWS not in dict(pictures_told(cluster).items() - told_before).values():
+            assert time.monotonic() < until
+            time.sleep(0.5)
     # It is the same run, whoever renders it.
     assert "Nothing to do" in jobs.run("--num-cpus=1")
 
