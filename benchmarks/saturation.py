@@ -2,20 +2,25 @@
 
 Every forward that the engine runs, of text encoder, denoiser and decoder, is recorded once. Then
 engine and a loop that does nothing but these forwards, with the same layers and numbers of rows,
-take turns. The median of the rounds' ratios counts: the two sides of a round have the machine in
-one mood. The process has the memory settings that the doors give theirs.
+take turns; with --service also a service on this machine, which is asked for the same pictures and
+is idle else. The median of the rounds' ratios counts: the sides of a round have the machine in one
+mood. The process has the memory settings that the doors give theirs.
 
 python benchmarks/saturation.py --sizes 128 256
+python benchmarks/saturation.py --service --num-cpus 1
 """
 
 import argparse
 import functools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import requests
 import torch
 from diffusers import DiffusionPipeline
 from in_thread import in_thread
@@ -30,46 +35,64 @@ from shared.pipeline import load_pipeline
 Forward = Callable[[], Any]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="postcard")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=12)
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
     pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
     print(
         f"{options.requests} requests of {options.steps} steps, {pipeline.dtype} on "
         f"{pipeline.device}, {torch.get_num_threads()} threads"
     )
-    for size in options.sizes:
-        engine_s, bare_s = measure(pipeline, size, options)
-        shares = [100 * bare / engine for bare, engine in zip(bare_s, engine_s, strict=True)]
-        low, median, high = statistics.quantiles(shares)
-        print(
-            f"{size:4} px: {options.requests / statistics.median(engine_s):.2f} images/s, "
-            f"{median:.1f} % of the raw limit (half of the rounds {low:.1f} to {high:.1f})"
-        )
+    with service(options) if options.service else nullcontext() as url:
+        for size in options.sizes:
+            seconds = measure(pipeline, size, options, url)
+            for name in [side for side in seconds if side != "bare"]:
+                print(f"{size:4} px, {name}: {told(seconds[name], seconds['bare'], options)}")
+
+
+@contextmanager
+def service(options: argparse.Namespace) -> Iterator[str]:
+    from local_service import local_service  # it starts what only this needs
+
+    model = {"name": options.model, "dtype": options.dtype}
+    with local_service(model=model, num_cpus=options.num_cpus) as found:
+        yield found.url
 
 
 def measure(
-    pipeline: DiffusionPipeline, size: int, options: argparse.Namespace
-) -> tuple[list[float], list[float]]:
+    pipeline: DiffusionPipeline, size: int, options: argparse.Namespace, url: str | None
+) -> dict[str, list[float]]:
+    """Seconds of each round, by side."""
     forwards: list[Forward] = []
     with (
         recorded(pipeline.text_encoder, "forward", forwards),
         recorded(pipeline.unet, "forward", forwards),
         recorded(pipeline.vae, "decode", forwards),
     ):
-        in_engine(pipeline, size, options)
-    engine_s, bare_s = [], []
-    for _ in range(options.rounds):
-        engine_s.append(in_engine(pipeline, size, options))
+        in_engine(pipeline, wanted(size, options))
+
+    def bare() -> float:
         with rows_kept_apart(pipeline.unet):
-            bare_s.append(in_thread(lambda: bare_loop(forwards)))
-    return engine_s, bare_s
+            return in_thread(lambda: bare_loop(forwards))
+
+    sides = {"engine": lambda: in_engine(pipeline, wanted(size, options)), "bare": bare}
+    if url:
+        over_http(url, wanted(size, options))
+        sides["service"] = lambda: over_http(url, wanted(size, options))
+    rounds = [{name: side() for name, side in sides.items()} for _ in range(options.rounds)]
+    return {name: [each[name] for each in rounds] for name in sides}
+
+
+def told(seconds: list[float], bare: list[float], options: argparse.Namespace) -> str:
+    shares = [100 * limit / each for limit, each in zip(bare, seconds, strict=True)]
+    low, median, high = statistics.quantiles(shares)
+    return (
+        f"{options.requests / statistics.median(seconds):.2f} images/s, "
+        f"{median:.1f} % of the raw limit (half of the rounds {low:.1f} to {high:.1f})"
+    )
+
+
+def wanted(size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    same = {"width": size, "height": size, "num_inference_steps": options.steps}
+    return [{"prompt": f"twin peaks, view {i % 8}"} | same for i in range(options.requests)]
 
 
 @contextmanager
@@ -85,16 +108,20 @@ def recorded(module: torch.nn.Module, method: str, forwards: list[Forward]) -> I
         yield
 
 
-def in_engine(pipeline: DiffusionPipeline, size: int, options: argparse.Namespace) -> float:
-    prompts = [f"twin peaks, view {i % 8}" for i in range(options.requests)]
+def in_engine(pipeline: DiffusionPipeline, asked: list[dict[str, Any]]) -> float:
     with DenoiseEngine(pipeline) as engine:
         started = time.perf_counter()
-        tickets = [
-            engine.submit(prompt=prompt, width=size, height=size, num_inference_steps=options.steps)
-            for prompt in prompts
-        ]
+        tickets = [engine.submit(**each) for each in asked]
         for ticket in tickets:
             ticket.result()
+        return time.perf_counter() - started
+
+
+def over_http(url: str, asked: list[dict[str, Any]]) -> float:
+    with ThreadPoolExecutor(len(asked)) as callers:
+        started = time.perf_counter()
+        for answer in callers.map(lambda each: requests.post(f"{url}/imagine", json=each), asked):
+            answer.raise_for_status()
         return time.perf_counter() - started
 
 
@@ -106,6 +133,22 @@ def bare_loop(forwards: list[Forward]) -> float:
     return time.perf_counter() - started
 
 
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="postcard")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--service", action="store_true", help="and over HTTP")
+    parser.add_argument(
+        "--num-cpus", type=int, default=os.cpu_count(), help="for each side (%(default)s)"
+    )
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    restart_with(CPU_WORKER)
-    main()
+    options = _parse()
+    restart_with(CPU_WORKER | {"OMP_NUM_THREADS": str(options.num_cpus)})
+    main(options)
