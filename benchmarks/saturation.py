@@ -61,22 +61,23 @@ def measure(
     pipeline: DiffusionPipeline, size: int, options: argparse.Namespace, url: str | None
 ) -> dict[str, list[float]]:
     """Seconds of each round, by side."""
+    asked = wanted(size, options)
     forwards: list[Forward] = []
     with (
         recorded(pipeline.text_encoder, "forward", forwards),
         recorded(pipeline.unet, "forward", forwards),
         recorded(pipeline.vae, "decode", forwards),
     ):
-        in_engine(pipeline, wanted(size, options))
+        in_engine(pipeline, asked)
 
     def bare() -> float:
         with rows_kept_apart(pipeline.unet):
             return in_thread(lambda: bare_loop(forwards))
 
-    sides = {"engine": lambda: in_engine(pipeline, wanted(size, options)), "bare": bare}
+    sides = {"engine": lambda: in_engine(pipeline, asked), "bare": bare}
     if url:
-        over_http(url, wanted(size, options))
-        sides["service"] = lambda: over_http(url, wanted(size, options))
+        over_http(url, asked)
+        sides["service"] = lambda: over_http(url, asked)
     rounds = [{name: side() for name, side in sides.items()} for _ in range(options.rounds)]
     return {name: [each[name] for each in rounds] for name in sides}
 
