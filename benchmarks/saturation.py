@@ -11,19 +11,19 @@ python benchmarks/saturation.py --service --num-cpus 1
 """
 
 import argparse
+import asyncio
 import functools
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import requests
 import torch
 from diffusers import DiffusionPipeline
 from in_thread import in_thread
+from workloads import Client
 
 from shared.config import ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
@@ -76,8 +76,8 @@ def measure(
 
     sides = {"engine": lambda: in_engine(pipeline, asked), "bare": bare}
     if url:
-        over_http(url, asked)
-        sides["service"] = lambda: over_http(url, asked)
+        over_http(url, asked, options.steps)
+        sides["service"] = lambda: over_http(url, asked, options.steps)
     rounds = [{name: side() for name, side in sides.items()} for _ in range(options.rounds)]
     return {name: [each[name] for each in rounds] for name in sides}
 
@@ -118,12 +118,11 @@ def in_engine(pipeline: DiffusionPipeline, asked: list[dict[str, Any]]) -> float
         return time.perf_counter() - started
 
 
-def over_http(url: str, asked: list[dict[str, Any]]) -> float:
-    with ThreadPoolExecutor(len(asked)) as callers:
-        started = time.perf_counter()
-        for answer in callers.map(lambda each: requests.post(f"{url}/imagine", json=each), asked):
-            answer.raise_for_status()
-        return time.perf_counter() - started
+def over_http(url: str, asked: list[dict[str, Any]], steps: int) -> float:
+    calls = [each | {"seed": 0} for each in asked]
+    found = asyncio.run(Client(url, steps).closed_loop(calls, len(calls)))
+    assert not found.num_failed
+    return len(asked) / found.pictures_per_s
 
 
 @torch.no_grad()
