@@ -108,9 +108,9 @@ class EngineConfig(Settings):
     in any company. Of these three, the defaults are a CPU's; `on` gives those of other devices.
 
     With `compile`, the denoiser is compiled when the model is loaded, by "torch" (which true stands
-    for) or "openvino" (docs/engine.md). With `cuda_graphs`, a CUDA device is given forwards as
-    graphs. `max_prompt_cache_bytes` bounds the encoded prompts that are kept. An engine that is at
-    one step for `watchdog_timeout_s` is dead.
+    for) or "openvino" (docs/engine.md). With `record_forwards`, forwards are replayed without
+    Python: on a CUDA device as graphs, on a CPU by TorchScript. `max_prompt_cache_bytes` bounds the
+    encoded prompts that are kept. An engine that is at one step for `watchdog_timeout_s` is dead.
     """
 
     max_in_flight: PositiveInt = 16
@@ -123,7 +123,7 @@ class EngineConfig(Settings):
     bulk_floor: float = Field(default=0.0, ge=0, lt=1)
     byte_identical: bool = True
     compile: Annotated[Compiler | None, BeforeValidator(_default_compiler)] = None
-    cuda_graphs: bool = True
+    record_forwards: bool = True
     max_prompt_cache_bytes: NonNegativeInt = 256 * 2**20
     watchdog_timeout_s: PositiveFloat = 300
 

@@ -94,21 +94,21 @@ def test_an_active_adapter_goes_through_the_module() -> None:
 def test_pictures_are_those_of_an_engine_without_graphs(pipeline: DiffusionPipeline) -> None:
     on_gpu = copy.deepcopy(pipeline).to("cuda")
     pictures = {}
-    for cuda_graphs in (True, False):
-        with DenoiseEngine(on_gpu, EngineConfig(cuda_graphs=cuda_graphs)) as engine:
+    for record_forwards in (True, False):
+        with DenoiseEngine(on_gpu, EngineConfig(record_forwards=record_forwards)) as engine:
             alone = [
                 engine.submit(**arguments(seed)).result(timeout=120).images[0] for seed in range(3)
             ]
-            pictures[cuda_graphs] = np.stack(alone)
+            pictures[record_forwards] = np.stack(alone)
     assert np.array_equal(pictures[True], pictures[False])
 
 
-@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("record_forwards", [True, False])
 def test_company_changes_no_byte_where_that_is_asked_for(
-    pipeline: DiffusionPipeline, cuda_graphs: bool
+    pipeline: DiffusionPipeline, record_forwards: bool
 ) -> None:
     on_gpu = copy.deepcopy(pipeline).to("cuda")
-    config = EngineConfig(byte_identical=True, cuda_graphs=cuda_graphs)
+    config = EngineConfig(byte_identical=True, record_forwards=record_forwards)
     kwargs = [(seed, {"width": 64 + 64 * (seed % 3), "height": 128}) for seed in range(12)]
     with DenoiseEngine(on_gpu, config) as engine:
         together = [engine.submit(**arguments(seed, **size)) for seed, size in kwargs]

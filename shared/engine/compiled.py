@@ -18,6 +18,7 @@ from shared.config import Compiler
 from shared.engine.calls import replaced
 from shared.engine.cuda_graphs import CudaGraphs
 from shared.engine.layers import device_type
+from shared.engine.recorded_forward import RecordedForward
 
 Forward = Callable[..., Any]
 
@@ -25,19 +26,20 @@ Forward = Callable[..., Any]
 class Compilable:
     """Calls a module's own forward, or what `compile` has made of it while no adapter is active.
 
-    On a CUDA device by `cuda_graphs`, if they are wanted, while no adapter is active. Whoever calls
-    it from another thread than made it gets the module's own: graphs are for one thread.
+    With `record_forwards` either is recorded where that saves time: on a CUDA device as graphs, the
+    module's own on a CPU by TorchScript. Whoever calls it from another thread than made it gets the
+    module's own: recordings are for one thread.
     """
 
     def __init__(
-        self, module: nn.Module, is_adapted: Callable[[], bool], *, cuda_graphs: bool
+        self, module: nn.Module, is_adapted: Callable[[], bool], *, record_forwards: bool
     ) -> None:
         self._module, self._own = module, module.forward
         self._is_adapted = is_adapted
         self._thread = threading.get_ident()
         self._compiled: Forward | None = None
-        self._cuda_graphs = cuda_graphs and device_type(module) == "cuda"
-        self._started = self._graphed(self._own)
+        self._records_on = device_type(module) if record_forwards else None
+        self._started = self._recorded(self._own)
         functools.update_wrapper(self, self._own)
 
     def compile(self, compiler: Compiler, kwargs: dict[str, Any]) -> None:
@@ -52,7 +54,7 @@ class Compilable:
             from shared.engine.openvino_forward import OpenVinoForward  # of an extra
 
             self._compiled = OpenVinoForward(self._module, self._own, kwargs)
-        self._started = self._graphed(self._compiled)
+        self._started = self._recorded(self._compiled)
 
     @property
     def ways(self) -> list[Forward]:
@@ -72,18 +74,28 @@ class Compilable:
     @property
     def is_graphed(self) -> bool:
         """Whether a call would be a graph."""
-        return self._cuda_graphs and not self._is_adapted()
+        return self._records_on == "cuda" and not self._is_adapted()
 
-    def _graphed(self, forward: Forward) -> Forward:
-        return CudaGraphs(forward) if self._cuda_graphs else forward
+    @property
+    def num_tries(self) -> int:
+        """How often a call took longer to try a recording."""
+        started = self._started
+        return started.num_tries if isinstance(started, CudaGraphs | RecordedForward) else 0
+
+    def _recorded(self, forward: Forward) -> Forward:
+        if self._records_on == "cuda":
+            return CudaGraphs(forward)
+        if self._records_on == "cpu" and forward is self._own:
+            return RecordedForward(self._module, forward)
+        return forward
 
 
 @contextmanager
 def compilable(
-    module: nn.Module, is_adapted: Callable[[], bool], *, cuda_graphs: bool = True
+    module: nn.Module, is_adapted: Callable[[], bool], *, record_forwards: bool = True
 ) -> Iterator[None]:
     """Within it, the module's forward is a Compilable."""
-    compilable = Compilable(module, is_adapted, cuda_graphs=cuda_graphs)
+    compilable = Compilable(module, is_adapted, record_forwards=record_forwards)
     with replaced(module, "forward", compilable):
         yield
 

@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from shared.engine.flat_forward import PLAIN
 from shared.engine.row_rule import RowRule
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ GRAPHED_ROWS = RowRule((1, 2, 4, 6, 8, 12, 16, 24, 32))
 _MOST_GRAPHS = 128
 # Sizes that came once. Prompts of any length could be without end.
 _MOST_SEEN = 4096
-
-_PLAIN = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class CudaGraphs:
         self._is_recording = True
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: set[Hashable] = set()
+        self.num_tries = 0
         self._stream: torch.cuda.Stream | None = None
         self._memory: Any = None  # one for all: they never run at once
         _all.add(self)
@@ -92,6 +92,7 @@ class CudaGraphs:
         self, key: Hashable, arguments: Sequence[Any], spec: pytree.TreeSpec
     ) -> _Graph | None:
         """None where that is not possible."""
+        self.num_tries += 1
         if len(self._graphs) >= _MOST_GRAPHS:
             self.forget()
         self._stream = self._stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -141,7 +142,7 @@ def _key(arguments: Sequence[Any], spec: pytree.TreeSpec) -> Hashable | None:
             if argument.device.type != "cuda":
                 return None
             parts.append((argument.shape, argument.dtype))
-        elif isinstance(argument, _PLAIN):
+        elif isinstance(argument, PLAIN):
             parts.append(argument)
         else:
             return None

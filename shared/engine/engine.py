@@ -114,13 +114,14 @@ class _Parked:
         return None if self.kind == "decode" else self.request.adapters
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Forward:
-    """What is learned from when it is done."""
+    """What is learned from when it is done; nothing where it was recorded on the way."""
 
     kind: str
     pixels_per_row: int
     rows: int
+    is_usual: bool = True
 
 
 @dataclass
@@ -556,8 +557,11 @@ class DenoiseEngine:
             raise
         except Exception as error:
             return [error] * len(calls)
-        with self._timer.timing(_Forward(first.kind, first.pixels_per_row, rows)):
+        forward = _Forward(first.kind, first.pixels_per_row, rows)
+        num_tries = self._forwards.num_tries(first.step)
+        with self._timer.timing(forward):
             outputs = self._forwards.run([call.step for call in calls], rule)
+        forward.is_usual = self._forwards.num_tries(first.step) == num_tries
         if first.kind in self._forwards.max_latents:
             limit = self._forwards.max_latents[first.kind] * self._pixels_per_latent
             self._step_scheduler.lower_limit(first.kind, limit)
@@ -671,7 +675,7 @@ class DenoiseEngine:
                     self._totals.decode_s += seconds
                 else:
                     self._totals.denoise_s += seconds
-                if forward.rows:
+                if forward.rows and forward.is_usual:
                     self._times.observe(forward.kind, forward.pixels_per_row, forward.rows, seconds)
 
 

@@ -66,6 +66,11 @@ class Forwards:
         half = len(calls) // 2
         return [*self.run(calls[:half], rule), *self.run(calls[half:], rule)]
 
+    def num_tries(self, call: StepCall) -> int:
+        """How often one of the call's forwards took longer than it will, to be recorded."""
+        method = call.call.method
+        return method.num_tries if isinstance(method, Compilable) else 0
+
     def compile(self, compiler: Compiler, call: StepCall) -> None:
         """Compile the call's module; what it raises is the compiler's."""
         method = call.call.method

@@ -11,18 +11,26 @@ was found to keep a row's bits (docs/decisions.md), as far as layers can by them
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from diffusers.models.activations import GEGLU, GELU
 from torch import Tensor, nn
-from torch.jit._trace import is_tracing
 from torch.nn import functional as F
 
 from shared.engine.calls import replaced
 
 _Layer = Callable[[Tensor], Tensor]
+_FunctionT = TypeVar("_FunctionT", bound=Callable[..., Tensor])
+
+# For what does other things with other numbers of rows: a recording of a forward has it whole, and
+# not only the way that its example took. Such functions are in the part of Python that TorchScript
+# knows, and get what is global as arguments.
+_with_all_its_ways: Callable[[_FunctionT], _FunctionT] = torch.jit.script_if_tracing
 
 # torch's elementwise loops: a thread has at least so many elements (at::internal::GRAIN_SIZE), and
 # takes two vectors at once, of 64 bytes each in the widest processors.
@@ -37,6 +45,8 @@ _FEW_PIXELS = 4
 
 # From here on torch normalises groups in channels_last by shares of pixels (feature_map_threshold).
 _MANY_PIXELS = 1024
+
+_are_plain = ContextVar("plain layers", default=False)
 
 
 def device_type(module: nn.Module) -> str:
@@ -59,18 +69,38 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in module.modules():
             if packs and isinstance(layer, nn.Linear) and _is_plain(layer):
-                stack.enter_context(replaced(layer, "forward", _packed_linear(layer)))
+                stack.enter_context(replaced(layer, "forward", _PackedLinear(layer)))
             elif packs and isinstance(layer, nn.Conv2d) and _is_plain(layer):
-                stack.enter_context(replaced(layer, "forward", _packed_convolution(layer)))
-            elif packs and isinstance(layer, nn.GroupNorm):
-                stack.enter_context(replaced(layer, "forward", _by_picture(layer.forward)))
+                stack.enter_context(replaced(layer, "forward", _PackedConvolution(layer)))
+            elif packs and type(layer) is nn.GroupNorm:
+                stack.enter_context(replaced(layer, "forward", _by_picture(layer)))
             elif isinstance(layer, nn.Linear) and not by_row:
                 stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
-            elif isinstance(layer, nn.SiLU | nn.GELU):
-                stack.enter_context(replaced(layer, "forward", _evenly(layer.forward)))
+            elif type(layer) is nn.SiLU:
+                stack.enter_context(replaced(layer, "forward", _evenly(layer.forward, "silu")))
+            elif type(layer) is nn.GELU:
+                even = _evenly(layer.forward, layer.approximate)
+                stack.enter_context(replaced(layer, "forward", even))
             elif isinstance(layer, GEGLU | GELU):
-                stack.enter_context(replaced(layer, "gelu", _evenly(layer.gelu)))
+                even = _evenly(layer.gelu, getattr(layer, "approximate", "none"))
+                stack.enter_context(replaced(layer, "gelu", even))
         yield
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Within it, in this thread, layers are the module's own again: for what reads them."""
+    token = _are_plain.set(True)
+    try:
+        yield
+    finally:
+        _are_plain.reset(token)
+
+
+def arranged_weights(module: nn.Module) -> list[Tensor]:
+    """Those that its layers multiply by in place of their own."""
+    forwards = [vars(layer).get("forward") for layer in module.modules()]
+    return [each.weight for each in forwards if isinstance(each, _Packed)]
 
 
 def _is_plain(layer: nn.Linear | nn.Conv2d) -> bool:
@@ -83,100 +113,156 @@ def _is_plain(layer: nn.Linear | nn.Conv2d) -> bool:
     return is_padded_alike and type(layer.weight) is nn.Parameter
 
 
-def _packed_linear(layer: nn.Linear) -> _Layer:
-    """A Linear layer whose weight lies as oneDNN wants it for a single line, whatever comes.
+class _Packed(ABC):
+    """A layer's forward whose weight lies as oneDNN wants it for a single line, whatever comes.
 
     Else oneDNN arranges it anew at every call, each time as it suits the number of lines, which
     then decides about the order of additions.
     """
-    own = layer.forward
-    weight = functools.cache(
-        lambda: torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), 1)
+
+    def __init__(self, own: _Layer) -> None:
+        self._own = own
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        # A compiler may have the module cast to read it.
+        is_own = _is_compiled() or inputs.dtype != torch.bfloat16
+        return self._own(inputs) if is_own else self._multiply(inputs)
+
+    @functools.cached_property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """The layer's own, arranged."""
+
+    @abstractmethod
+    def _multiply(self, inputs: Tensor) -> Tensor: ...
+
+
+class _PackedLinear(_Packed):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.forward)
+        self._layer = layer
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._layer.weight.detach(), 1)
+        return weight
+
+    def _multiply(self, inputs: Tensor) -> Tensor:
+        return _linear(inputs, self.weight, self._layer.bias)
+
+
+@_with_all_its_ways
+def _linear(lines: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if lines.dim() > 1 and lines.numel() == lines.size(-1):
+        # Where bfloat16 is imitated (AVX-512 alone), a single line is another algorithm.
+        return _product(torch.cat([lines, lines]), weight, bias)[:1]
+    return _product(lines, weight, bias)
+
+
+def _product(lines: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(lines, weight, bias, "none", [], "")
+    return product
+
+
+class _PackedConvolution(_Packed):
+    """It makes more than a few pixels, always."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__(layer.forward)
+        self._layer = layer
+        self._settings = (
+            [int(side) for side in layer.padding],
+            list(layer.stride),
+            list(layer.dilation),
+            layer.groups,
+        )
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        own = self._layer.weight.detach()
+        weight: Tensor = torch.ops.mkldnn._reorder_convolution_weight(own, *self._settings)
+        return weight
+
+    def _multiply(self, inputs: Tensor) -> Tensor:
+        return _convolution(
+            inputs, self.weight, self._layer.bias, list(self._layer.kernel_size), *self._settings
+        )
+
+
+@_with_all_its_ways
+def _convolution(
+    pictures: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    kernel_size: list[int],
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    few_pixels: int = _FEW_PIXELS,
+) -> Tensor:
+    sides = [0, 0]
+    for axis in range(2):
+        reach = dilation[axis] * (kernel_size[axis] - 1)
+        side = pictures.size(axis - 2)
+        sides[axis] = (side + 2 * padding[axis] - reach - 1) // stride[axis] + 1
+    has_few = sides[0] * sides[1] <= few_pixels
+    if has_few:
+        pictures = F.pad(pictures, [0, 2 * stride[1], 0, 2 * stride[0]])
+    made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        pictures, weight, bias, padding, stride, dilation, groups, "none", [], ""
     )
-
-    def multiply(lines: Tensor) -> Tensor:
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(
-            lines, weight(), layer.bias, "none", [], ""
-        )
-        return output
-
-    def forward(lines: Tensor) -> Tensor:
-        if _is_converted(lines):
-            return own(lines)
-        if lines.ndim > 1 and lines.numel() == lines.shape[-1]:
-            # Where bfloat16 is imitated (AVX-512 alone), a single line is another algorithm.
-            return multiply(torch.cat([lines, lines]))[:1]
-        return multiply(lines)
-
-    return forward
+    return made[:, :, : sides[0], : sides[1]] if has_few else made
 
 
-def _packed_convolution(layer: nn.Conv2d) -> _Layer:
-    """A convolution whose weight is arranged once, and that makes more than a few pixels always."""
-    own = layer.forward
-    settings = (layer.padding, layer.stride, layer.dilation, layer.groups)
-    weight = functools.cache(
-        lambda: torch.ops.mkldnn._reorder_convolution_weight(layer.weight.detach(), *settings)
-    )
-
-    def convolve(pictures: Tensor) -> Tensor:
-        output: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            pictures, weight(), layer.bias, *settings, "none", [], ""
-        )
-        return output
-
-    def forward(pictures: Tensor) -> Tensor:
-        if _is_converted(pictures):
-            return own(pictures)
-        height, width = (
-            _side_after(layer, side, axis) for axis, side in enumerate(pictures.shape[-2:])
-        )
-        if height * width > _FEW_PIXELS:
-            return convolve(pictures)
-        more = (0, 2 * layer.stride[1], 0, 2 * layer.stride[0])
-        return convolve(F.pad(pictures, more))[..., :height, :width]
-
-    return forward
-
-
-def _side_after(layer: nn.Conv2d, side: int, axis: int) -> int:
-    reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-    return (side + 2 * int(layer.padding[axis]) - reach - 1) // layer.stride[axis] + 1
-
-
-def _by_picture(own: _Layer) -> _Layer:
+def _by_picture(layer: nn.GroupNorm) -> _Layer:
     """A GroupNorm after packed convolutions, which leave pictures in channels_last.
 
     Small ones it takes several times as long for as they are; in large ones threads share pixels
     of all pictures together.
     """
+    own = layer.forward
 
     def forward(pictures: Tensor) -> Tensor:
-        if _is_compiled() or pictures.is_contiguous():
+        if _is_compiled():
             return own(pictures)
-        if pictures.shape[2:].numel() < _MANY_PIXELS:
-            return own(pictures.contiguous())
-        return torch.cat([own(picture) for picture in torch.split(pictures, 1)])
+        return _group_norm(pictures, layer.num_groups, layer.weight, layer.bias, layer.eps)
 
     return forward
+
+
+@_with_all_its_ways
+def _group_norm(
+    pictures: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    many_pixels: int = _MANY_PIXELS,
+) -> Tensor:
+    if pictures.is_contiguous() or pictures[0, 0].numel() < many_pixels:
+        return F.group_norm(pictures.contiguous(), num_groups, weight, bias, eps)
+    each = [F.group_norm(one, num_groups, weight, bias, eps) for one in torch.split(pictures, 1)]
+    return torch.cat(each)
 
 
 def _in_pieces(own: _Layer) -> _Layer:
     """A Linear layer that takes few lines in pieces of a fixed number."""
 
     def forward(lines: Tensor) -> Tensor:
-        if lines.ndim != 2 or len(lines) > _MOST_LINES or _is_traced():
+        if lines.ndim != 2 or len(lines) > _MOST_LINES or _is_plain_now():
             return own(lines)
-        padded = F.pad(lines, (0, 0, 0, -len(lines) % _LINEAR_LINES))
+        # By `shape`, which a recording follows: it is for as many pieces as its example had.
+        padded = F.pad(lines, (0, 0, 0, -lines.shape[0] % _LINEAR_LINES))
         pieces = padded.chunk(len(padded) // _LINEAR_LINES)
         if len(pieces) == 1:
-            return own(padded)[: len(lines)]
-        return torch.cat([own(piece) for piece in pieces])[: len(lines)]
+            return own(padded)[: lines.shape[0]]
+        return torch.cat([own(piece) for piece in pieces])[: lines.shape[0]]
 
     return forward
 
 
-def _evenly(own: _Layer) -> _Layer:
+def _evenly(own: _Layer, kind: str) -> _Layer:
     """An activation whose elements are all computed by vectors.
 
     What does not fill a vector at the end of a thread's share is computed one by one, by another
@@ -188,48 +274,54 @@ def _evenly(own: _Layer) -> _Layer:
     def activate(elements: Tensor) -> Tensor:
         if not elements.is_cpu or _is_compiled():
             return own(elements)
-        if not elements.is_contiguous():  # torch's choice of kernel depends on it
-            if elements.is_contiguous(memory_format=torch.channels_last):
-                return activate(elements.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            elements = elements.contiguous()
-        unit = _VECTORS_BYTES // elements.element_size()
-        sizes = _even_pieces(elements.numel(), unit, torch.get_num_threads())
-        if len(sizes) == 1:
-            return own(elements)
-        pieces = torch.split(elements.reshape(-1), sizes)
-        return torch.cat([own(piece) for piece in pieces]).reshape(elements.shape)
+        return _activate(elements, kind, torch.get_num_threads())
 
     return activate
 
 
-def _is_converted(inputs: Tensor) -> bool:
-    """For a compiler, which may have the module cast to read it."""
-    return _is_compiled() or inputs.dtype != torch.bfloat16
+@_with_all_its_ways
+def _activate(
+    elements: Tensor, kind: str, threads: int, vectors_bytes: int = _VECTORS_BYTES
+) -> Tensor:
+    is_last = False
+    if not elements.is_contiguous():  # torch's choice of kernel depends on it
+        is_last = elements.is_contiguous(memory_format=torch.channels_last)
+        elements = elements.permute(0, 2, 3, 1) if is_last else elements.contiguous()
+    unit = vectors_bytes // elements.element_size()
+    sizes = _even_pieces(elements.numel(), unit, threads)
+    if len(sizes) == 1:
+        activated = _activated(elements, kind)
+    else:
+        pieces = torch.split(elements.reshape(-1), sizes)
+        activated = torch.cat([_activated(piece, kind) for piece in pieces]).reshape(elements.shape)
+    return activated.permute(0, 3, 1, 2) if is_last else activated
 
 
-def _is_compiled() -> bool:
-    return torch.compiler.is_compiling() or _is_traced()
+def _activated(elements: Tensor, kind: str) -> Tensor:
+    return F.silu(elements) if kind == "silu" else F.gelu(elements, approximate=kind)
 
 
-def _is_traced() -> bool:
-    """For another compiler, which would take numbers of rows for fixed."""
-    return bool(is_tracing())  # type: ignore[no-untyped-call]
-
-
-@functools.lru_cache(maxsize=4096)
 def _even_pieces(numel: int, unit: int, threads: int) -> list[int]:
     """Sizes that torch cuts into shares of whole units; the last is less than a unit a thread."""
-    sizes = []
-    while numel:
+    sizes: list[int] = []
+    while numel > 0:
         sizes.append(_even_size(numel, unit, threads))
         numel -= sizes[-1]
     return sizes
 
 
-def _even_size(numel: int, unit: int, threads: int) -> int:
-    while True:
-        shares = max(1, min(threads, -(-numel // _GRAIN)))
-        rest = numel % (shares * unit)
-        if shares == 1 or not rest:
-            return numel
-        numel -= rest
+def _even_size(numel: int, unit: int, threads: int, grain: int = _GRAIN) -> int:
+    shares = max(1, min(threads, (numel + grain - 1) // grain))
+    while shares > 1 and numel % (shares * unit) != 0:
+        numel -= numel % (shares * unit)
+        shares = max(1, min(threads, (numel + grain - 1) // grain))
+    return numel
+
+
+def _is_compiled() -> bool:
+    return torch.compiler.is_compiling() or _are_plain.get()
+
+
+def _is_plain_now() -> bool:
+    """For a compiler too, which would take numbers of rows for fixed."""
+    return not torch.compiler.is_compiling() and _are_plain.get()

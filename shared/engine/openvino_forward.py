@@ -11,6 +11,9 @@ from openvino import opset8
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
+from shared.engine.flat_forward import FlatForward, split
+from shared.engine.layers import plain_layers
+
 # Of what it makes to what the module makes; bfloat16 alone is off by a hundredth.
 _MOST_ERROR = 0.1
 
@@ -25,7 +28,7 @@ class OpenVinoForward:
 
     def __init__(self, module: nn.Module, own: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         self._own = own
-        tensors, self._rest = _split(kwargs)
+        tensors, self._rest = split(kwargs)
         dtype = tensors[0].dtype
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -34,7 +37,7 @@ class OpenVinoForward:
         }
         nn.Module.to(module, torch.float32)  # it reads nothing else; and back, without a loss
         try:
-            flat = _Flat(module, own, self._rest)
+            flat = FlatForward(module, own, self._rest)
             model = _converted(flat, tuple(tensor.float() for tensor in tensors))
             self._run = openvino.Core().compile_model(model, "CPU", settings)
             self._fits = _Fits(model)
@@ -43,7 +46,7 @@ class OpenVinoForward:
         self._check(kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        tensors, rest = _split(kwargs)
+        tensors, rest = split(kwargs)
         if args or rest != self._rest or not self._fits(tensors):
             return self._own(*args, **kwargs)
         (output,) = self._run([tensor.float().numpy() for tensor in tensors]).values()
@@ -52,7 +55,7 @@ class OpenVinoForward:
     def _check(self, kwargs: dict[str, Any]) -> None:
         for change in (_as_it_is, _turned, _with_a_row_less):
             example = pytree.tree_map(change, kwargs)
-            if not self._fits(_split(example)[0]):
+            if not self._fits(split(example)[0]):
                 raise ValueError("what OpenVINO made fits no other size")
             (expected,), (found,) = self._own(**example), self(**example)
             error = (found.float() - expected.float()).norm() / expected.float().norm()
@@ -101,44 +104,11 @@ def _without_values(weight: openvino.Node) -> openvino.Node:
     return parameter
 
 
-class _Flat(nn.Module):
-    """The forward with the tensors alone as its arguments, and one as its output."""
-
-    def __init__(self, module: nn.Module, own: Callable[..., Any], rest: "_Rest") -> None:
-        super().__init__()
-        self.module = module  # whose weights are part of this then
-        self._own, self._rest = own, rest
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        (output,) = self._own(**_joined(tensors, self._rest))
-        tensor: Tensor = output
-        return tensor
-
-
 def _converted(flat: nn.Module, example: tuple[Tensor, ...]) -> openvino.Model:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), plain_layers():
         # Of each size that Python looks at: `_check` tells whether they matter.
         warnings.simplefilter("ignore", TracerWarning)
         return openvino.convert_model(flat, example_input=example)
-
-
-# How arguments are built of tensors: the structure, and what else there is in it by its place.
-_Rest = tuple[pytree.TreeSpec, tuple[Any, ...]]
-_TENSOR = object()
-
-
-def _split(kwargs: dict[str, Any]) -> tuple[list[Tensor], _Rest]:
-    leaves, spec = pytree.tree_flatten(kwargs)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return tensors, (spec, tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves))
-
-
-def _joined(tensors: tuple[Tensor, ...], rest: _Rest) -> dict[str, Any]:
-    spec, others = rest
-    left = iter(tensors)
-    leaves = [next(left) if other is _TENSOR else other for other in others]
-    kwargs: dict[str, Any] = pytree.tree_unflatten(leaves, spec)
-    return kwargs
 
 
 def _as_it_is(leaf: Any) -> Any:

@@ -9,8 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from shared.engine.calls import PipelineRun, current_run, replaced
-
-_PLAIN = (type(None), bool, int, float, str)
+from shared.engine.flat_forward import PLAIN
 
 
 class PromptCache:
@@ -74,4 +73,4 @@ def caching(
 def _leaf_key(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return (leaf.shape, leaf.dtype, leaf.cpu().numpy().tobytes())
-    return leaf if isinstance(leaf, _PLAIN) else object()
+    return leaf if isinstance(leaf, PLAIN) else object()

@@ -17,9 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from shared.engine.calls import ModuleCall
 from shared.engine.declarations import Arguments, arguments_of
+from shared.engine.flat_forward import PLAIN
 from shared.engine.row_rule import RowRule
-
-_PLAIN = (type(None), bool, int, float, str)
 
 # One line of rows: a tensor's, or an entry of a list.
 Column = Tensor | list[Any]
@@ -79,7 +78,7 @@ def describe(call: ModuleCall) -> StepCall:
         if name in declared.unused:
             continue
         signature.append(name)
-        if isinstance(value, _PLAIN) and name not in declared.scalars:
+        if isinstance(value, PLAIN) and name not in declared.scalars:
             signature.append(value)
         elif name in declared.shared:
             signature.append(_content(value))
@@ -261,7 +260,7 @@ def _per_row(value: Any, rows: int, sample: Any) -> Tensor:
 
 
 def _line_key(leaf: Any, rows: int) -> Any:
-    if isinstance(leaf, _PLAIN):
+    if isinstance(leaf, PLAIN):
         return leaf
     if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == rows:
         return (leaf.shape[1:], leaf.dtype)

@@ -47,7 +47,9 @@ def take_over(
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
             elif config.byte_identical or multiplies_by_row(module):  # faster, too
                 stack.enter_context(rows_kept_apart(module))
-            stack.enter_context(compilable(module, is_adapted, cuda_graphs=config.cuda_graphs))
+            stack.enter_context(
+                compilable(module, is_adapted, record_forwards=config.record_forwards)
+            )
             stack.enter_context(parking(module))
         vae = getattr(pipeline, "vae", None)
         if vae is not None:

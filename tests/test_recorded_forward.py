@@ -1,0 +1,220 @@
+"""Forwards recorded by TorchScript: the same bits, for whatever comes, and no Python in between."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.config import EngineConfig, ModelConfig
+from shared.engine import DenoiseEngine, recorded_forward
+from shared.engine.compiled import compilable
+from shared.engine.layers import rows_kept_apart
+from shared.engine.recorded_forward import RecordedForward
+from shared.pipeline import load_pipeline
+from tests.rendering import arguments
+
+
+class Wave(nn.Module):
+    """As a UNet: odd sizes take another way through its Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+        self.num_calls = 0
+
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        self.num_calls += 1
+        wave = torch.sin(self.layer(sample)) * scale
+        if sample.shape[-1] % 2:
+            wave = wave[..., :-1]
+        return (wave.unflatten(-1, (2, -1)).sum(-2),)
+
+
+class FixedToItsRows(Wave):
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        return (super().forward(sample)[0] + len(sample),)
+
+
+class Random(Wave):
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        (wave,) = super().forward(sample)
+        return (wave + torch.randn(wave.shape),)
+
+
+class Two(Wave):
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        (wave,) = super().forward(sample)
+        return wave, wave
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def is_replayed(wave: Wave, recorded: RecordedForward, *shape: int, **rest: Any) -> bool:
+    """Whether no Python runs at the third call; all of them are to have the module's bits."""
+    for _ in range(3):
+        sample = torch.randn(shape)
+        before = wave.num_calls
+        (made,) = recorded(sample=sample, **rest)
+        num_calls = wave.num_calls - before
+        assert torch.equal(made, type(wave).forward(wave, sample, **rest)[0])
+    return num_calls == 0
+
+
+def test_one_recording_does_for_all_rows_and_most_sizes() -> None:
+    wave = Wave()
+    recorded = RecordedForward(wave, wave.forward)
+    assert all(is_replayed(wave, recorded, rows, 4, 8, 12) for rows in (2, 1, 7, 3))
+    before = wave.num_calls
+    assert all(is_replayed(wave, recorded, 2, 4, *size) for size in ((16, 8), (9, 20)))
+    assert wave.num_calls - before == 2 * (3 + 1)  # it was not traced again: 3 are of the check
+
+
+def test_a_size_that_takes_another_way_has_a_recording_of_its_own() -> None:
+    wave = Wave()
+    recorded = RecordedForward(wave, wave.forward)
+    assert is_replayed(wave, recorded, 2, 4, 8, 12)
+    assert is_replayed(wave, recorded, 2, 4, 8, 13)
+    assert is_replayed(wave, recorded, 5, 4, 8, 15)
+    assert is_replayed(wave, recorded, 2, 4, 8, 12)
+
+
+def test_arguments_beside_tensors_are_part_of_it() -> None:
+    wave = Wave()
+    recorded = RecordedForward(wave, wave.forward)
+    assert is_replayed(wave, recorded, 2, 4, 8, 12, scale=1.0)
+    assert is_replayed(wave, recorded, 2, 4, 8, 12, scale=3.0)
+
+
+def test_what_depends_on_the_rows_is_called_as_it_is_where_they_differ() -> None:
+    module = FixedToItsRows()
+    recorded = RecordedForward(module, module.forward)
+    replayed = [is_replayed(module, recorded, rows, 4, 8, 12) for rows in range(1, 9)]
+    assert replayed == [True, True] + 6 * [False]  # the examples have up to two
+
+
+def test_what_cannot_be_recorded_is_called_as_it_is() -> None:
+    two = Two()
+    recorded = RecordedForward(two, two.forward)
+    sample = torch.randn(2, 4, 8, 12)
+    for number in (2, 3, 4):  # and was traced once
+        assert len(recorded(sample=sample)) == 2
+        assert two.num_calls == number
+
+
+def test_randomness_is_the_modules_own() -> None:
+    random, sample = Random(), torch.randn(2, 4, 8, 12)
+    recorded = RecordedForward(random, random.forward)
+    torch.manual_seed(1)
+    expected = [random(sample)[0] for _ in range(4)]
+    torch.manual_seed(1)
+    assert all(torch.equal(recorded(sample=sample)[0], each) for each in expected)
+
+
+def test_what_is_no_number_is_compared_as_well() -> None:
+    wave = Wave()
+    recorded = RecordedForward(wave, wave.forward)
+    recorded(sample=torch.full((2, 4, 8, 12), torch.nan))
+    assert is_replayed(wave, recorded, 2, 4, 8, 12)
+
+
+def test_a_forward_that_takes_long_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_forward, "_LONG_S", 0.01)
+    wave = Wave()
+
+    def slow(sample: Tensor) -> tuple[Tensor]:
+        time.sleep(0.02)
+        return wave(sample)
+
+    recorded = RecordedForward(wave, slow)
+    for number in range(1, 4):
+        recorded(sample=torch.randn(2, 4, 8, 12))
+        assert wave.num_calls == number
+
+
+def test_an_error_is_the_modules_own() -> None:
+    wave = Wave()
+    recorded = RecordedForward(wave, wave.forward)
+    assert is_replayed(wave, recorded, 2, 4, 8, 12)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="expected input"):
+            recorded(sample=torch.randn(2, 5, 8, 12))
+    assert is_replayed(wave, recorded, 2, 4, 8, 12)
+
+
+def test_active_adapters_and_other_threads_go_through_the_module() -> None:
+    wave, is_adapted = Wave(), False
+    sample = torch.randn(2, 4, 8, 12)
+
+    def num_calls() -> int:
+        before = wave.num_calls
+        wave(sample=sample)
+        return wave.num_calls - before
+
+    with compilable(wave, lambda: is_adapted):
+        wave(sample=sample)
+        assert num_calls() == 0
+        is_adapted = True
+        assert num_calls() == 1
+        is_adapted = False
+        other = threading.Thread(target=lambda: counts.append(num_calls()))
+        counts: list[int] = []
+        other.start()
+        other.join()
+        assert counts == [1]
+        assert num_calls() == 0
+    with compilable(wave, lambda: False, record_forwards=False):
+        assert [num_calls() for _ in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", [8, 12, 32])
+def test_layers_of_the_engine_are_recorded_with_all_their_ways(
+    dtype: torch.dtype, side: int
+) -> None:
+    """Numbers of rows at which they do something else, from one example."""
+    module = nn.Sequential(
+        nn.Conv2d(4, 64, 3, padding=1, stride=4),  # of few pixels
+        nn.GroupNorm(32, 64),
+        nn.SiLU(),
+        nn.Upsample(scale_factor=4),
+        nn.Conv2d(64, 64, 1),
+        nn.GroupNorm(32, 64),  # of many
+        nn.GELU(),
+    ).to(dtype)
+    calls = 0
+
+    def own(sample: Tensor) -> tuple[Tensor]:
+        nonlocal calls
+        calls += 1
+        return (module(sample),)
+
+    with rows_kept_apart(module):
+        recorded = RecordedForward(module, own)
+        for rows in (3, 1, 2, 17, 32):
+            sample = torch.randn(rows, 4, side, side, dtype=dtype)
+            first, second = recorded(sample=sample)[0], recorded(sample=sample)[0]
+            assert torch.equal(first, second)
+    assert calls == 5 + 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pictures_are_those_of_an_engine_that_records_nothing(dtype: str) -> None:
+    pipeline = load_pipeline(ModelConfig.model_validate({"dtype": dtype}))
+    pipeline.set_progress_bar_config(disable=True)
+    requests = [{"width": 64 + 8 * (seed % 3), "height": 64} for seed in range(8)]
+    pictures = {}
+    for record_forwards in (True, False):
+        with DenoiseEngine(pipeline, EngineConfig(record_forwards=record_forwards)) as engine:
+            tickets = [engine.submit(**arguments(n, **size)) for n, size in enumerate(requests)]
+            pictures[record_forwards] = [each.result(timeout=120).images[0] for each in tickets]
+    assert all(np.array_equal(a, b) for a, b in zip(*pictures.values(), strict=True))
