@@ -1,4 +1,6 @@
-"""Seconds of one request alone: the plain pipeline, the engine, and the engine compiled, by turns.
+"""Seconds of one request alone: the plain pipeline, and the engine, by turns.
+
+The engine as it is, with its forwards not recorded, and compiled.
 
 make .venv/.bench
 python benchmarks/alone.py --size 256 --steps 20
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from in_thread import in_thread
 
-from shared.config import Compiler, ModelConfig
+from shared.config import Compiler, EngineConfig, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine import DenoiseEngine
 from shared.pipeline import load_pipeline
@@ -39,8 +41,8 @@ def main() -> None:
     def plain() -> list[float]:
         return timed(lambda: pipeline(**request), options.requests)
 
-    def engine(compiler: Compiler | None = None) -> list[float]:
-        with DenoiseEngine(pipeline) as engine:
+    def engine(compiler: Compiler | None = None, *, record_forwards: bool = True) -> list[float]:
+        with DenoiseEngine(pipeline, EngineConfig(record_forwards=record_forwards)) as engine:
             if compiler:
                 engine.compile(compiler, prompt="a", width=128, height=256, num_inference_steps=1)
             return timed(lambda: engine.submit(**request).result(), options.requests)
@@ -48,6 +50,7 @@ def main() -> None:
     sides = {
         "pipe()": plain,
         "engine": engine,
+        "engine, not recorded": functools.partial(engine, record_forwards=False),
         "engine, openvino": functools.partial(engine, "openvino"),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -58,7 +61,7 @@ def main() -> None:
     for name, each in seconds.items():
         median = statistics.median(each)
         print(
-            f"{name:18} {median:6.2f} s ({min(each):.2f} to {max(each):.2f}), "
+            f"{name:20} {median:6.2f} s ({min(each):.2f} to {max(each):.2f}), "
             f"{median / base:.2f} of pipe()"
         )
 

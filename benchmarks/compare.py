@@ -13,9 +13,10 @@ trace-FILE     a CSV file as example_trace.csv, of which the calls for text-to-i
 dataset-N      N calls as the rows of a dataset: the bulk job, which is ours there
 
 A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser
-compiled, or with an engine for each core (service/each-core); a dataset is rendered by bulk jobs
-of the same kinds. With --bare, what bare.py finds without Ray stands beside them: scripts, and the
-limit. Where steps differ, pictures a second are of the mean number of steps.
+compiled, with forwards that are not recorded (service/not-recorded), or with an engine for each
+core (service/each-core); a dataset is rendered by bulk jobs of these kinds, as far as they have
+them. With --bare, what bare.py finds without Ray stands beside them: scripts, and the limit. Where
+steps differ, pictures a second are of the mean number of steps.
 """
 
 import argparse
@@ -63,6 +64,7 @@ from shared.cpu_workers import CPU_WORKER
 OURS = "service"
 BULK = "bulk job"
 EACH_CORE = "each-core"
+NOT_RECORDED = "not-recorded"
 MIX_WORDS = {
     "equal": "20 steps",
     "steps": "10 to 50 steps",
@@ -116,6 +118,7 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
                     capacity = max(capacity, outcome.pictures_per_s)
                 yield _found(system, load, number, outcome)
     ours = [OURS, *(each for each in options.systems if each.startswith(f"{OURS}/"))]
+    ours = [each for each in ours if not each.endswith(NOT_RECORDED)]  # jobs have no such option
     for system, load in itertools.product(ours, datasets):
         rate = bulk_rate(load, system.partition("/")[2], options)
         yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
@@ -182,6 +185,8 @@ def running(system: str, options: argparse.Namespace) -> Iterator[str]:
         args: dict[str, Any] = {"model": {"name": options.model, "dtype": options.dtype}}
         if backend == EACH_CORE:
             args["num_generators"] = os.cpu_count() or 1
+        elif backend == NOT_RECORDED:
+            args["engine"] = {"record_forwards": False}
         elif backend:
             args["engine"] = {"compile": backend}
         with local_service(**args) as service:
@@ -328,7 +333,7 @@ def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, ob
 
 
 def _system(text: str) -> str:
-    systems = [f"{OURS}/{kind}" for kind in (EACH_CORE, *get_args(Compiler))]
+    systems = [f"{OURS}/{kind}" for kind in (EACH_CORE, NOT_RECORDED, *get_args(Compiler))]
     systems += ALTERNATIVES
     systems += [f"{name}/{backend}" for name in ALTERNATIVES for backend in BACKENDS]
     if text not in systems:

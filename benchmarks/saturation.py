@@ -1,8 +1,8 @@
 """The engine at saturation beside its raw limit: the same forwards in a bare loop.
 
-Every forward that the engine runs, of text encoder, denoiser and decoder, is recorded once. Then
-engine and a loop that does nothing but these forwards, with the same layers and numbers of rows,
-take turns; with --service also a service on this machine, which is asked for the same pictures and
+Every call of text encoder, denoiser and decoder that the engine makes is kept once. Then engine and
+a loop that does nothing but these calls, with the same layers, recordings and numbers of rows, take
+turns; with --service also a service on this machine, which is asked for the same pictures and
 is idle else. The median of the rounds' ratios counts: the sides of a round have the machine in one
 mood. The process has the memory settings that the doors give theirs.
 
@@ -25,10 +25,11 @@ from diffusers import DiffusionPipeline
 from in_thread import in_thread
 from workloads import Client
 
-from shared.config import ModelConfig
+from shared.config import EngineConfig, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine import DenoiseEngine
 from shared.engine.calls import replaced
+from shared.engine.compiled import compilable
 from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
@@ -64,15 +65,15 @@ def measure(
     asked = wanted(size, options)
     forwards: list[Forward] = []
     with (
-        recorded(pipeline.text_encoder, "forward", forwards),
-        recorded(pipeline.unet, "forward", forwards),
-        recorded(pipeline.vae, "decode", forwards),
+        kept(pipeline.text_encoder, "forward", forwards),
+        kept(pipeline.unet, "forward", forwards),
+        kept(pipeline.vae, "decode", forwards),
+        DenoiseEngine(pipeline, EngineConfig(record_forwards=False)) as engine,
     ):
-        in_engine(pipeline, asked)
+        render(engine, asked)
 
     def bare() -> float:
-        with rows_kept_apart(pipeline.unet):
-            return in_thread(lambda: bare_loop(forwards))
+        return in_thread(lambda: bare_loop(pipeline.unet, forwards))
 
     sides = {"engine": lambda: in_engine(pipeline, asked), "bare": bare}
     if url:
@@ -97,25 +98,26 @@ def wanted(size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def recorded(module: torch.nn.Module, method: str, forwards: list[Forward]) -> Iterator[None]:
+def kept(module: torch.nn.Module, method: str, forwards: list[Forward]) -> Iterator[None]:
     own = getattr(module, method)
 
     @functools.wraps(own)
-    def record(*args: Any, **kwargs: Any) -> Any:
-        forwards.append(functools.partial(own, *args, **kwargs))
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        forwards.append(lambda: getattr(module, method)(*args, **kwargs))
         return own(*args, **kwargs)
 
-    with replaced(module, method, record):
+    with replaced(module, method, keep):
         yield
 
 
 def in_engine(pipeline: DiffusionPipeline, asked: list[dict[str, Any]]) -> float:
     with DenoiseEngine(pipeline) as engine:
-        started = time.perf_counter()
-        tickets = [engine.submit(**each) for each in asked]
-        for ticket in tickets:
-            ticket.result()
-        return time.perf_counter() - started
+        return second_time(lambda: render(engine, asked))
+
+
+def render(engine: DenoiseEngine, asked: list[dict[str, Any]]) -> None:
+    for ticket in [engine.submit(**each) for each in asked]:
+        ticket.result()
 
 
 def over_http(url: str, asked: list[dict[str, Any]], steps: int) -> float:
@@ -126,10 +128,16 @@ def over_http(url: str, asked: list[dict[str, Any]], steps: int) -> float:
 
 
 @torch.no_grad()
-def bare_loop(forwards: list[Forward]) -> float:
+def bare_loop(denoiser: torch.nn.Module, forwards: list[Forward]) -> float:
+    with rows_kept_apart(denoiser), compilable(denoiser, lambda: False):
+        return second_time(lambda: [forward() for forward in forwards])
+
+
+def second_time(work: Callable[[], Any]) -> float:
+    """Its seconds; the first time forwards are recorded."""
+    work()
     started = time.perf_counter()
-    for forward in forwards:
-        forward()
+    work()
     return time.perf_counter() - started
 
 
@@ -140,7 +148,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--service", action="store_true", help="and over HTTP")
     parser.add_argument(
         "--num-cpus", type=int, default=os.cpu_count(), help="for each side (%(default)s)"
