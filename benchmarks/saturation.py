@@ -1,10 +1,10 @@
 """The engine at saturation beside its raw limit: the same forwards in a bare loop.
 
-Every call of text encoder, denoiser and decoder that the engine makes is kept once. Then engine and
-a loop that does nothing but these calls, with the same layers, recordings and numbers of rows, take
-turns; with --service also a service on this machine, which is asked for the same pictures and
-is idle else. The median of the rounds' ratios counts: the sides of a round have the machine in one
-mood. The process has the memory settings that the doors give theirs.
+Every call of denoiser and decoder that the engine makes is kept once. Then engine and a loop that
+does nothing but these calls, with the same layers, recordings and numbers of rows, take turns; with
+--service also a service on this machine, which is asked for the same pictures and is idle else. All
+prompts are encoded before. The median of the rounds' ratios counts: the sides of a round have the
+machine in one mood. The process has the memory settings that the doors give theirs.
 
 python benchmarks/saturation.py --sizes 128 256
 python benchmarks/saturation.py --service --num-cpus 1
@@ -65,7 +65,6 @@ def measure(
     asked = wanted(size, options)
     forwards: list[Forward] = []
     with (
-        kept(pipeline.text_encoder, "forward", forwards),
         kept(pipeline.unet, "forward", forwards),
         kept(pipeline.vae, "decode", forwards),
         DenoiseEngine(pipeline, EngineConfig(record_forwards=False)) as engine,

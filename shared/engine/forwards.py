@@ -67,7 +67,7 @@ class Forwards:
         return [*self.run(calls[:half], rule), *self.run(calls[half:], rule)]
 
     def num_tries(self, call: StepCall) -> int:
-        """How often one of the call's forwards took longer than it will, to be recorded."""
+        """How many forwards of the call's module took longer, to be recorded or compared."""
         method = call.call.method
         return method.num_tries if isinstance(method, Compilable) else 0
 

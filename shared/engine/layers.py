@@ -46,6 +46,8 @@ _FEW_PIXELS = 4
 # From here on torch normalises groups in channels_last by shares of pixels (feature_map_threshold).
 _MANY_PIXELS = 1024
 
+_CLASSES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.GELU, GELU, GEGLU)
+
 _are_plain = ContextVar("plain layers", default=False)
 
 
@@ -68,20 +70,20 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
     packs = by_row and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     with ExitStack() as stack:
         for layer in module.modules():
-            if packs and isinstance(layer, nn.Linear) and _is_plain(layer):
+            if packs and isinstance(layer, nn.Linear) and _is_multiplying(layer):
                 stack.enter_context(replaced(layer, "forward", _PackedLinear(layer)))
-            elif packs and isinstance(layer, nn.Conv2d) and _is_plain(layer):
+            elif packs and isinstance(layer, nn.Conv2d) and _is_multiplying(layer):
                 stack.enter_context(replaced(layer, "forward", _PackedConvolution(layer)))
-            elif packs and type(layer) is nn.GroupNorm:
+            elif packs and isinstance(layer, nn.GroupNorm) and _is_own(layer):
                 stack.enter_context(replaced(layer, "forward", _by_picture(layer)))
             elif isinstance(layer, nn.Linear) and not by_row:
                 stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
-            elif type(layer) is nn.SiLU:
+            elif isinstance(layer, nn.SiLU) and _is_own(layer):
                 stack.enter_context(replaced(layer, "forward", _evenly(layer.forward, "silu")))
-            elif type(layer) is nn.GELU:
+            elif isinstance(layer, nn.GELU) and _is_own(layer):
                 even = _evenly(layer.forward, layer.approximate)
                 stack.enter_context(replaced(layer, "forward", even))
-            elif isinstance(layer, GEGLU | GELU):
+            elif isinstance(layer, GEGLU | GELU) and _is_own(layer):
                 even = _evenly(layer.gelu, getattr(layer, "approximate", "none"))
                 stack.enter_context(replaced(layer, "gelu", even))
         yield
@@ -103,9 +105,14 @@ def arranged_weights(module: nn.Module) -> list[Tensor]:
     return [each.weight for each in forwards if isinstance(each, _Packed)]
 
 
-def _is_plain(layer: nn.Linear | nn.Conv2d) -> bool:
-    """Whether it computes as torch's does: quantized ones and such as others wrap do not."""
-    if type(layer) not in (nn.Linear, nn.Conv2d) or "forward" in vars(layer):
+def _is_own(layer: nn.Module) -> bool:
+    """Whether it computes as its class here does: subclasses and such as others wrap do not."""
+    return type(layer) in _CLASSES and not vars(layer).keys() & {"forward", "gelu"}
+
+
+def _is_multiplying(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether it does by its weight as it lies there: quantized ones do not."""
+    if not _is_own(layer):
         return False
     is_padded_alike = isinstance(layer, nn.Linear) or (
         layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -125,7 +132,7 @@ class _Packed(ABC):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         # A compiler may have the module cast to read it.
-        is_own = _is_compiled() or inputs.dtype != torch.bfloat16
+        is_own = _is_read() or inputs.dtype != torch.bfloat16
         return self._own(inputs) if is_own else self._multiply(inputs)
 
     @functools.cached_property
@@ -224,7 +231,7 @@ def _by_picture(layer: nn.GroupNorm) -> _Layer:
     own = layer.forward
 
     def forward(pictures: Tensor) -> Tensor:
-        if _is_compiled():
+        if _is_read():
             return own(pictures)
         return _group_norm(pictures, layer.num_groups, layer.weight, layer.bias, layer.eps)
 
@@ -250,7 +257,7 @@ def _in_pieces(own: _Layer) -> _Layer:
     """A Linear layer that takes few lines in pieces of a fixed number."""
 
     def forward(lines: Tensor) -> Tensor:
-        if lines.ndim != 2 or len(lines) > _MOST_LINES or _is_plain_now():
+        if lines.ndim != 2 or len(lines) > _MOST_LINES or _is_converted():
             return own(lines)
         # By `shape`, which a recording follows: it is for as many pieces as its example had.
         padded = F.pad(lines, (0, 0, 0, -lines.shape[0] % _LINEAR_LINES))
@@ -272,7 +279,7 @@ def _evenly(own: _Layer, kind: str) -> _Layer:
     """
 
     def activate(elements: Tensor) -> Tensor:
-        if not elements.is_cpu or _is_compiled():
+        if not elements.is_cpu or _is_read():
             return own(elements)
         return _activate(elements, kind, torch.get_num_threads())
 
@@ -318,10 +325,11 @@ def _even_size(numel: int, unit: int, threads: int, grain: int = _GRAIN) -> int:
     return numel
 
 
-def _is_compiled() -> bool:
+def _is_read() -> bool:
+    """By a compiler, which makes its own of it."""
     return torch.compiler.is_compiling() or _are_plain.get()
 
 
-def _is_plain_now() -> bool:
-    """For a compiler too, which would take numbers of rows for fixed."""
+def _is_converted() -> bool:
+    """By what takes numbers of rows for fixed. dynamo does not, and cannot look at the variable."""
     return not torch.compiler.is_compiling() and _are_plain.get()

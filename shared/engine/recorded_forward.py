@@ -6,10 +6,11 @@ no lock of Python's. It is the same operations on the same weights, and gives th
 """
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +24,38 @@ logger = logging.getLogger(__name__)
 
 # What is saved is some milliseconds of each forward: nothing of one that takes so long.
 _LONG_S = 0.25
-# One does for all numbers of rows and most sizes; each takes half a second to make.
-_MOST_RECORDINGS = 4
+# One does for most sizes, and for all numbers of rows; each takes half a second to make.
+_MOST_RECORDINGS = 8
 _EXAMPLE_ROWS = 2
 # Sizes that were compared. Prompts of any length could be without end.
 _MOST_KNOWN = 4096
 
 _Recording = Callable[..., Tensor]
 
+# torch keeps what it traces in a place for all threads.
+_one_traces = threading.Lock()
+
+
+class _Key(NamedTuple):
+    """Calls of equal keys are alike in all but values."""
+
+    rest: Rest
+    num_threads: int
+    sizes: Hashable
+
 
 class RecordedForward:
     """Calls `own`, a module's forward, and replays it where that was seen to give the same bits.
 
-    That is compared for each size of the arguments, when it comes first. What cannot be recorded,
-    takes long anyway or gives more than one tensor goes through `own`. For one thread.
+    That is compared for each size of the arguments, when it comes first; their values are taken not
+    to matter to the module's Python. What cannot be recorded, takes long anyway or gives more than
+    one tensor goes through `own`. For one thread.
     """
 
     def __init__(self, module: nn.Module, own: Callable[..., Any]) -> None:
         self._module, self._own = module, own
-        self._recordings: list[tuple[Rest, _Recording]] = []
-        self._is_recording = True
-        self._known: dict[Hashable, _Recording | None] = {}
+        self._recordings: dict[_Key, _Recording | None] = {}  # by their example's
+        self._known: dict[_Key, _Recording | None] = {}
         self.num_tries = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -56,44 +68,47 @@ class RecordedForward:
         started = time.perf_counter()
         output = self._own(**kwargs)
         if key not in self._known and time.perf_counter() - started < _LONG_S:
-            self._learn(key, tensors, rest, output)
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = self._find(key, tensors, output) if _is_one(output) else None
+            self.num_tries += 1
         return output
 
-    def _learn(self, key: Hashable, tensors: Sequence[Tensor], rest: Rest, output: Any) -> None:
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        with torch.random.fork_rng(devices=()):  # nothing is drawn here for a picture
-            self._known[key] = self._find(tensors, rest, output)
-        self.num_tries += 1
-
-    def _find(self, tensors: Sequence[Tensor], rest: Rest, output: Any) -> _Recording | None:
+    def _find(self, key: _Key, tensors: Sequence[Tensor], output: Any) -> _Recording | None:
         """One that makes `output` of these, bit by bit; None where there is none to be had."""
-        for known_rest, recording in self._recordings:
-            if known_rest == rest and _makes(recording, tensors, output):
+        for example, recording in self._recordings.items():
+            is_alike = example[:2] == key[:2]  # but for sizes
+            if is_alike and recording and _makes(recording, tensors, output):
                 return recording
-        if not self._is_recording or len(self._recordings) == _MOST_RECORDINGS:
+        few = _example(tensors)
+        example = key._replace(sizes=_sizes(few))
+        if example in self._recordings or len(self._recordings) == _MOST_RECORDINGS:
             return None
         try:
-            recording = self._record(_example(tensors), rest)
+            recording = self._recordings[example] = self._record(few, key.rest)
         except Exception as error:
-            self._is_recording = False
-            logger.info("a forward cannot be recorded: %s", error)
+            self._recordings[example] = None
+            logger.warning("%s cannot be recorded: %s", type(self._module).__name__, error)
             return None
-        self._recordings.append((rest, recording))
         return recording if _makes(recording, tensors, output) else None
 
     def _record(self, tensors: Sequence[Tensor], rest: Rest) -> _Recording:
         flat = FlatForward(self._module, self._own, rest)
         for number, weight in enumerate(arranged_weights(self._module)):
             flat.register_buffer(f"arranged_{number}", weight)
-        with warnings.catch_warnings():
+        with _one_traces, warnings.catch_warnings():
             # Of each size that Python looks at: what it makes is compared for each.
             warnings.simplefilter("ignore", TracerWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             recording: _Recording = torch.jit.trace(  # type: ignore[no-untyped-call]
-                flat, tuple(tensors), check_trace=False
+                flat, tuple(tensors), check_trace=False, _store_inputs=False
             )
         return recording
+
+
+def _is_one(output: Any) -> bool:
+    """Whether it is what a recording gives."""
+    return isinstance(output, tuple) and len(output) == 1 and isinstance(output[0], Tensor)
 
 
 def _example(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -105,7 +120,7 @@ def _example(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _makes(recording: _Recording, tensors: Sequence[Tensor], output: Any) -> bool:
     try:
         made = _replay(recording, tensors)
-    except RuntimeError:  # its example was of other sizes
+    except Exception:  # its example was of other sizes
         return False
     return torch.equal(_bits(made), _bits(output[0]))
 
@@ -121,12 +136,15 @@ def _replay(recording: _Recording, tensors: Sequence[Tensor]) -> Tensor:
         return recording(*tensors)
 
 
-def _key(tensors: Sequence[Tensor], rest: Rest) -> Hashable | None:
-    """Equal for calls that are alike in all but values; None where that cannot be told."""
+def _key(tensors: Sequence[Tensor], rest: Rest) -> _Key | None:
+    """None where it cannot be told whether others are alike."""
     _, others = rest
     if not all(tensor.is_cpu for tensor in tensors):
         return None
     if not all(other is TENSOR or isinstance(other, PLAIN) for other in others):
         return None
-    sizes = [(tensor.shape, tensor.dtype, tensor.is_contiguous()) for tensor in tensors]
-    return rest, tuple(sizes), torch.get_num_threads()
+    return _Key(rest, torch.get_num_threads(), _sizes(tensors))
+
+
+def _sizes(tensors: Sequence[Tensor]) -> Hashable:
+    return tuple((tensor.shape, tensor.dtype, tensor.is_contiguous()) for tensor in tensors)

@@ -43,13 +43,14 @@ def take_over(
     """
     with ExitStack() as stack:
         for module in _denoisers(pipeline):
-            if arguments_of(module) is None:
+            is_declared = arguments_of(module) is not None
+            if not is_declared:
                 logger.warning("%s is not declared and runs unbatched", type(module).__name__)
             elif config.byte_identical or multiplies_by_row(module):  # faster, too
                 stack.enter_context(rows_kept_apart(module))
-            stack.enter_context(
-                compilable(module, is_adapted, record_forwards=config.record_forwards)
-            )
+            # Nobody has read whether the Python of others looks at values.
+            record_forwards = config.record_forwards and is_declared
+            stack.enter_context(compilable(module, is_adapted, record_forwards=record_forwards))
             stack.enter_context(parking(module))
         vae = getattr(pipeline, "vae", None)
         if vae is not None:
