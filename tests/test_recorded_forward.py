@@ -1,5 +1,6 @@
 """Forwards recorded by TorchScript: the same bits, for whatever comes, and no Python in between."""
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -55,6 +57,15 @@ class FailingWhenTraced(Wave):
         if torch.jit.is_tracing():
             raise RuntimeError("not like this")
         return (wave,)
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4)
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.second(self.first(sample)).sin()
 
 
 class Two(Wave):
@@ -230,6 +241,22 @@ def test_layers_of_the_engine_are_recorded_with_all_their_ways(
             first, second = recorded(sample=sample)[0], recorded(sample=sample)[0]
             assert torch.equal(first, second)
     assert num_calls == len(all_rows) + 1
+
+
+def test_nothing_is_left_of_a_recording() -> None:
+    def megabytes() -> float:
+        gc.collect()
+        return psutil.Process().memory_info().rss / 1e6
+
+    wave, sample = nn.Sequential(*(Layers() for _ in range(30))), torch.randn(2, 4, 8, 8)
+    used = []
+    for _ in range(20):
+        recorded = RecordedForward(wave, lambda sample: (wave(sample),))
+        recorded(sample=sample)
+        recorded(sample=sample)
+        del recorded
+        used.append(megabytes())
+    assert used[-1] - used[9] < 10  # by torch.jit.trace it is much more
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -32,7 +32,7 @@ _MOST_KNOWN = 4096
 
 _Recording = Callable[..., Tensor]
 
-# torch keeps what it traces in a place for all threads.
+# What it compiles on the way is kept in a place for all threads.
 _one_traces = threading.Lock()
 
 
@@ -93,17 +93,23 @@ class RecordedForward:
         return recording if _makes(recording, tensors, output) else None
 
     def _record(self, tensors: Sequence[Tensor], rest: Rest) -> _Recording:
+        """By what `torch.jit.trace` is made of: what that makes, torch keeps for ever."""
         flat = FlatForward(self._module, self._own, rest)
-        for number, weight in enumerate(arranged_weights(self._module)):
-            flat.register_buffer(f"arranged_{number}", weight)
+        module = self._module
+        weights = [*module.parameters(), *module.buffers(), *arranged_weights(module)]
         with _one_traces, warnings.catch_warnings():
             # Of each size that Python looks at: what it makes is compared for each.
             warnings.simplefilter("ignore", TracerWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
-            recording: _Recording = torch.jit.trace(  # type: ignore[no-untyped-call]
-                flat, tuple(tensors), check_trace=False, _store_inputs=False
+            graph, _ = torch._C._create_graph_by_tracing(
+                lambda *given: flat(*given[: len(tensors)]),
+                (*tensors, *weights),
+                lambda _: "",  # names of variables, for who reads the graph
+                True,
+                False,
             )
-        return recording
+        replay = torch._C._create_function_from_graph("forward", graph)
+        return lambda *given: replay(*given, *weights)
 
 
 def _is_one(output: Any) -> bool:
