@@ -37,6 +37,7 @@ from diffusers import (
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -433,3 +434,29 @@ def small_safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
     checker.concept_embeds_weights.fill_(threshold)
     checker.special_care_embeds_weights.fill_(2.0)
     return checker.eval()
+
+
+class Wave(nn.Module):
+    """As a UNet: its Python looks at sizes, and odd ones take another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        wave = torch.sin(self.layer(sample)) * scale
+        if sample.shape[-1] % 2:
+            wave = wave[..., :-1]
+        return (wave.unflatten(-1, (2, -1)).sum(-2),)
+
+
+class CountingWave(Wave):
+    """Tells how often its Python ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls = 0
+
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        self.num_calls += 1
+        return super().forward(sample, scale)

@@ -17,20 +17,7 @@ from shared.config import Compiler, EngineConfig
 from shared.engine import DenoiseEngine
 from shared.engine.compiled import Compilable, compilable
 from tests.rendering import ONE_OF_255, mixed, stock
-
-
-class Wave(nn.Module):
-    """As a UNet: its Python looks at sizes, and odd ones take another way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
-        wave = torch.sin(self.layer(sample)) * scale
-        if sample.shape[-1] % 2:
-            wave = wave[..., :-1]
-        return (wave.unflatten(-1, (2, -1)).sum(-2),)
+from tests.small_models import CountingWave, Wave
 
 
 class FixedToItsFirstSize(Wave):
@@ -94,18 +81,8 @@ def test_other_arguments_and_active_adapters_go_through_the_module(
         )
 
 
-class Counting(Wave):
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_calls = 0
-
-    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
-        self.num_calls += 1
-        return super().forward(sample, scale)
-
-
 def test_other_threads_call_the_modules_own() -> None:
-    module, sample = Counting(), torch.randn(2, 4, 8, 8)
+    module, sample = CountingWave(), torch.randn(2, 4, 8, 8)
     with torch.no_grad(), compilable(module, lambda: False):
         compile_(module, "openvino")
         module(sample=sample, scale=2.0)

@@ -7,29 +7,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.config import EngineConfig
 from shared.engine import DenoiseEngine
 from shared.engine.compiled import compilable
 from shared.engine.cuda_graphs import CudaGraphs
 from tests.rendering import arguments
+from tests.small_models import CountingWave
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-class Wave(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(4, 4, 3, padding=1)
-        self.num_calls = 0
-
-    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
-        self.num_calls += 1
-        return (torch.sin(self.layer(sample)) * scale,)
-
-
-class Waiting(Wave):
+class Waiting(CountingWave):
     """Looks at what it computes, as must not be recorded."""
 
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
@@ -43,7 +33,7 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def on_device(module: Wave) -> Wave:
+def on_device(module: CountingWave) -> CountingWave:
     return module.to("cuda")
 
 
@@ -52,7 +42,7 @@ def samples(*shape: int, number: int) -> list[Tensor]:
 
 
 def test_a_graph_gives_the_bits_of_the_forward_and_a_result_stays_what_it_is() -> None:
-    wave = on_device(Wave())
+    wave = on_device(CountingWave())
     inputs = [*samples(2, 4, 8, 8, number=4), *samples(3, 4, 16, 8, number=4)]
     expected = [wave(each, scale=2.0)[0] for each in inputs]
     graphs = CudaGraphs(wave.forward)
@@ -61,7 +51,7 @@ def test_a_graph_gives_the_bits_of_the_forward_and_a_result_stays_what_it_is() -
 
 
 def test_from_the_third_call_on_no_python_runs() -> None:
-    wave = on_device(Wave())
+    wave = on_device(CountingWave())
     graphs = CudaGraphs(wave.forward)
     for sample in samples(2, 4, 8, 8, number=5):
         graphs(sample)
@@ -80,7 +70,7 @@ def test_what_waits_for_the_device_is_called_as_it_is() -> None:
 
 
 def test_an_active_adapter_goes_through_the_module() -> None:
-    wave, is_adapted = on_device(Wave()), False
+    wave, is_adapted = on_device(CountingWave()), False
     (sample,) = samples(2, 4, 8, 8, number=1)
     with compilable(wave, lambda: is_adapted):
         plain = [wave(sample)[0] for _ in range(3)]

@@ -22,36 +22,21 @@ from shared.engine.layers import rows_kept_apart
 from shared.engine.recorded_forward import RecordedForward
 from shared.pipeline import load_pipeline
 from tests.rendering import arguments
+from tests.small_models import CountingWave
 
 
-class Wave(nn.Module):
-    """As a UNet: odd sizes take another way through its Python."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(4, 4, 3, padding=1)
-        self.num_calls = 0
-
-    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
-        self.num_calls += 1
-        wave = torch.sin(self.layer(sample)) * scale
-        if sample.shape[-1] % 2:
-            wave = wave[..., :-1]
-        return (wave.unflatten(-1, (2, -1)).sum(-2),)
-
-
-class FixedToItsRows(Wave):
+class FixedToItsRows(CountingWave):
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
         return (super().forward(sample)[0] + len(sample),)
 
 
-class Random(Wave):
+class Random(CountingWave):
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
         (wave,) = super().forward(sample)
         return (wave + torch.randn(wave.shape),)
 
 
-class FailingWhenTraced(Wave):
+class FailingWhenTraced(CountingWave):
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
         (wave,) = super().forward(sample)
         if torch.jit.is_tracing():
@@ -68,7 +53,7 @@ class Layers(nn.Module):
         return self.second(self.first(sample)).sin()
 
 
-class Two(Wave):
+class Two(CountingWave):
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (wave,) = super().forward(sample)
         return wave, wave
@@ -81,7 +66,7 @@ def no_grad() -> Iterator[None]:
         yield
 
 
-def is_replayed(wave: Wave, recorded: RecordedForward, *shape: int, **rest: Any) -> bool:
+def is_replayed(wave: CountingWave, recorded: RecordedForward, *shape: int, **rest: Any) -> bool:
     """Whether no Python runs at the third call; all of them are to have the module's bits."""
     for _ in range(3):
         sample = torch.randn(shape)
@@ -93,7 +78,7 @@ def is_replayed(wave: Wave, recorded: RecordedForward, *shape: int, **rest: Any)
 
 
 def test_one_recording_does_for_all_rows_and_most_sizes() -> None:
-    wave = Wave()
+    wave = CountingWave()
     recorded = RecordedForward(wave, wave.forward)
     assert all(is_replayed(wave, recorded, rows, 4, 8, 12) for rows in (2, 1, 7, 3))
     before = wave.num_calls
@@ -102,7 +87,7 @@ def test_one_recording_does_for_all_rows_and_most_sizes() -> None:
 
 
 def test_a_size_that_takes_another_way_has_a_recording_of_its_own() -> None:
-    wave = Wave()
+    wave = CountingWave()
     recorded = RecordedForward(wave, wave.forward)
     assert is_replayed(wave, recorded, 2, 4, 8, 12)
     assert is_replayed(wave, recorded, 2, 4, 8, 13)
@@ -111,7 +96,7 @@ def test_a_size_that_takes_another_way_has_a_recording_of_its_own() -> None:
 
 
 def test_arguments_beside_tensors_are_part_of_it() -> None:
-    wave = Wave()
+    wave = CountingWave()
     recorded = RecordedForward(wave, wave.forward)
     assert is_replayed(wave, recorded, 2, 4, 8, 12, scale=1.0)
     assert is_replayed(wave, recorded, 2, 4, 8, 12, scale=3.0)
@@ -154,7 +139,7 @@ def test_what_fails_to_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureF
 
 
 def test_what_is_no_number_is_compared_as_well() -> None:
-    wave = Wave()
+    wave = CountingWave()
     recorded = RecordedForward(wave, wave.forward)
     recorded(sample=torch.full((2, 4, 8, 12), torch.nan))
     assert is_replayed(wave, recorded, 2, 4, 8, 12)
@@ -162,7 +147,7 @@ def test_what_is_no_number_is_compared_as_well() -> None:
 
 def test_a_forward_that_takes_long_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_forward, "_LONG_S", 0.01)
-    wave = Wave()
+    wave = CountingWave()
 
     def slow(sample: Tensor) -> tuple[Tensor]:
         time.sleep(0.02)
@@ -175,7 +160,7 @@ def test_a_forward_that_takes_long_is_not_recorded(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_is_the_modules_own() -> None:
-    wave = Wave()
+    wave = CountingWave()
     recorded = RecordedForward(wave, wave.forward)
     assert is_replayed(wave, recorded, 2, 4, 8, 12)
     for _ in range(2):
@@ -185,7 +170,7 @@ def test_an_error_is_the_modules_own() -> None:
 
 
 def test_active_adapters_and_other_threads_go_through_the_module() -> None:
-    wave, is_adapted = Wave(), False
+    wave, is_adapted = CountingWave(), False
     sample = torch.randn(2, 4, 8, 12)
 
     def num_calls() -> int:

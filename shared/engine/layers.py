@@ -78,14 +78,10 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
                 stack.enter_context(replaced(layer, "forward", _by_picture(layer)))
             elif isinstance(layer, nn.Linear) and not by_row:
                 stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
-            elif isinstance(layer, nn.SiLU) and _is_own(layer):
-                stack.enter_context(replaced(layer, "forward", _evenly(layer.forward, "silu")))
-            elif isinstance(layer, nn.GELU) and _is_own(layer):
-                even = _evenly(layer.forward, layer.approximate)
-                stack.enter_context(replaced(layer, "forward", even))
-            elif isinstance(layer, GEGLU | GELU) and _is_own(layer):
-                even = _evenly(layer.gelu, getattr(layer, "approximate", "none"))
-                stack.enter_context(replaced(layer, "gelu", even))
+            elif isinstance(layer, nn.SiLU | nn.GELU | GELU | GEGLU) and _is_own(layer):
+                method = "gelu" if isinstance(layer, GELU | GEGLU) else "forward"
+                even = _evenly(getattr(layer, method), _kind(layer))
+                stack.enter_context(replaced(layer, method, even))
         yield
 
 
@@ -302,6 +298,10 @@ def _activate(
         pieces = torch.split(elements.reshape(-1), sizes)
         activated = torch.cat([_activated(piece, kind) for piece in pieces]).reshape(elements.shape)
     return activated.permute(0, 3, 1, 2) if is_last else activated
+
+
+def _kind(layer: nn.SiLU | nn.GELU | GELU | GEGLU) -> str:
+    return "silu" if isinstance(layer, nn.SiLU) else getattr(layer, "approximate", "none")
 
 
 def _activated(elements: Tensor, kind: str) -> Tensor:
