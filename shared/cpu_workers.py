@@ -4,14 +4,14 @@ import os
 import sys
 from collections.abc import Mapping
 
-# glibc's malloc keeps what is freed, and does so in its one arena: those of other threads cannot
-# hold what is larger than 64 MiB. A forward frees hundreds of large activations and asks for the
+# glibc's malloc keeps what is freed. A forward frees hundreds of large activations and asks for the
 # same ones again; each time that they went back to the system meanwhile, it clears their pages
-# anew. Other C libraries ignore it.
+# anew. The last is for all threads but the first: else theirs go back in heaps of 64 MiB when these
+# are empty. They cannot hold what is larger than that. Other C libraries ignore it.
 KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TOP_PAD_": str(2**27),
 }
 
 # libgomp's threads wait for their next share in a busy loop. This is long enough for the next

@@ -12,8 +12,8 @@ PAGE_FAULTS_OF_A_THREAD = """
 import resource, threading
 
 def activations():
-    for size in (20_000_000, 90_000_000):
-        bytearray(b"x") * size
+    for size in (20_000_000, 50_000_000):
+        together = [bytearray(b"x") * size for _ in range(3)]
 
 def measure():
     activations()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 
+from shared.engine.each_core import EachCore, Replay, Sooner
 from shared.engine.flat_forward import PLAIN, TENSOR, FlatForward, Rest, split
 from shared.engine.layers import arranged_weights
 
@@ -29,8 +30,6 @@ _MOST_RECORDINGS = 8
 _EXAMPLE_ROWS = 2
 # Sizes that were compared. Prompts of any length could be without end.
 _MOST_KNOWN = 4096
-
-_Recording = Callable[..., Tensor]
 
 # What it compiles on the way is kept in a place for all threads.
 _one_traces = threading.Lock()
@@ -54,8 +53,9 @@ class RecordedForward:
 
     def __init__(self, module: nn.Module, own: Callable[..., Any]) -> None:
         self._module, self._own = module, own
-        self._recordings: dict[_Key, _Recording | None] = {}  # by their example's
-        self._known: dict[_Key, _Recording | None] = {}
+        self._recordings: dict[_Key, Replay | None] = {}  # by their example's
+        self._known: dict[_Key, Replay | None] = {}
+        self._cores: EachCore | None = None
         self.num_tries = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -63,8 +63,8 @@ class RecordedForward:
         key = None if args else _key(tensors, rest)
         if key is None:
             return self._own(*args, **kwargs)
-        if (recording := self._known.get(key)) is not None:
-            return (_replay(recording, tensors),)
+        if (replay := self._known.get(key)) is not None:
+            return (replay(tensors),)
         started = time.perf_counter()
         output = self._own(**kwargs)
         if key not in self._known and time.perf_counter() - started < _LONG_S:
@@ -74,11 +74,21 @@ class RecordedForward:
             self.num_tries += 1
         return output
 
-    def _find(self, key: _Key, tensors: Sequence[Tensor], output: Any) -> _Recording | None:
-        """One that makes `output` of these, bit by bit; None where there is none to be had."""
+    def _find(self, key: _Key, tensors: Sequence[Tensor], output: Any) -> Replay | None:
+        """What makes `output` of these, bit by bit; None where there is nothing to be had."""
+        recording = self._find_recording(key, tensors, output)
+        if recording is None or not _have_parts(tensors, key.num_threads):
+            return recording
+        if self._cores is None or self._cores.num != key.num_threads:
+            self._cores = EachCore()
+        parts, others = self._cores.parts(recording), _random(tensors)
+        made = recording(others)
+        return Sooner(parts, recording) if _makes(parts, others, made) else recording
+
+    def _find_recording(self, key: _Key, tensors: Sequence[Tensor], output: Any) -> Replay | None:
         for example, recording in self._recordings.items():
             is_alike = example[:2] == key[:2]  # but for sizes
-            if is_alike and recording and _makes(recording, tensors, output):
+            if is_alike and recording and _makes(recording, tensors, output[0]):
                 return recording
         few = _example(tensors)
         example = key._replace(sizes=_sizes(few))
@@ -90,9 +100,9 @@ class RecordedForward:
             self._recordings[example] = None
             logger.warning("%s cannot be recorded: %s", type(self._module).__name__, error)
             return None
-        return recording if _makes(recording, tensors, output) else None
+        return recording if _makes(recording, tensors, output[0]) else None
 
-    def _record(self, tensors: Sequence[Tensor], rest: Rest) -> _Recording:
+    def _record(self, tensors: Sequence[Tensor], rest: Rest) -> Replay:
         """By what `torch.jit.trace` is made of: what that makes, torch keeps for ever."""
         flat = FlatForward(self._module, self._own, rest)
         module = self._module
@@ -108,8 +118,15 @@ class RecordedForward:
                 True,
                 False,
             )
-        replay = torch._C._create_function_from_graph("forward", graph)
-        return lambda *given: replay(*given, *weights)
+        function = torch._C._create_function_from_graph("forward", graph)
+
+        def replay(tensors: Sequence[Tensor]) -> Tensor:
+            # Else it is run twice to look at sizes, and made anew for each that comes after.
+            with optimized_execution(False):
+                made: Tensor = function(*tensors, *weights)
+                return made
+
+        return replay
 
 
 def _is_one(output: Any) -> bool:
@@ -123,23 +140,34 @@ def _example(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [each[:_EXAMPLE_ROWS] if each.shape[:1] == rows else each for each in tensors]
 
 
-def _makes(recording: _Recording, tensors: Sequence[Tensor], output: Any) -> bool:
+def _have_parts(tensors: Sequence[Tensor], number: int) -> bool:
+    """Whether they can be cut by rows into so many."""
+    numbers_of_rows = {tensor.shape[:1] for tensor in tensors}
+    return len(numbers_of_rows) == 1 and numbers_of_rows.pop() >= (number,) > (1,)
+
+
+def _random(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Others of their sizes: where values are all alike, the order of additions does not show."""
+    random = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(each.shape, generator=random).to(each.dtype)
+        if each.ndim > 1 and each.is_floating_point()
+        else each
+        for each in tensors
+    ]
+
+
+def _makes(replay: Replay, tensors: Sequence[Tensor], output: Tensor) -> bool:
     try:
-        made = _replay(recording, tensors)
+        made = replay(tensors)
     except Exception:  # its example was of other sizes
         return False
-    return torch.equal(_bits(made), _bits(output[0]))
+    return torch.equal(_bits(made), _bits(output))
 
 
 def _bits(numbers: Tensor) -> Tensor:
     """For those that are none to be equal, too."""
     return numbers.contiguous().view(torch.uint8)
-
-
-def _replay(recording: _Recording, tensors: Sequence[Tensor]) -> Tensor:
-    # Else it is run twice to look at sizes, and made anew for each that comes after.
-    with optimized_execution(False):
-        return recording(*tensors)
 
 
 def _key(tensors: Sequence[Tensor], rest: Rest) -> _Key | None:
