@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 # glibc's malloc keeps what is freed. A forward frees hundreds of large activations and asks for the
 # same ones again; each time that they went back to the system meanwhile, it clears their pages
-# anew. The last is for all threads but the first: else theirs go back in heaps of 64 MiB when these
-# are empty. They cannot hold what is larger than that. Other C libraries ignore it.
+# anew. MALLOC_TOP_PAD_ is for the arenas of all threads but the first, which else return each of
+# their heaps of 64 MiB once it is empty; what is larger than a heap, they return each time. Other C
+# libraries ignore it.
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),

@@ -1,24 +1,30 @@
-"""A forward's rows in parts: each part alone on its core, where that is no later done."""
+"""A forward's rows in parts: each part alone on its core, where that takes no longer."""
 
 import threading
-import time
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from shared.engine.each_core import EachCore, Sooner
+from shared.engine import each_core
+from shared.engine.each_core import EachCore, Faster, Replay
 
 
-class Sleeping:
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.num_calls = seconds, 0
+class Clock:
+    """Of ways that take their time by it."""
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
-        self.num_calls += 1
-        time.sleep(self.seconds)
-        return tensors[0]
+    def __init__(self) -> None:
+        self.now, self.num_calls = 0.0, Counter[float]()
+
+    def way(self, seconds: float) -> Replay:
+        def replay(tensors: Sequence[Tensor]) -> Tensor:
+            self.now += seconds
+            self.num_calls[seconds] += 1
+            return tensors[0]
+
+        return replay
 
 
 def num_threads_of_a_new_thread() -> int:
@@ -67,12 +73,16 @@ def test_an_error_of_a_part_is_raised_and_the_next_are_not_hurt(cores: EachCore)
     assert len(replay([torch.ones(cores.num)])) == cores.num
 
 
-@pytest.mark.parametrize(("parts_s", "are_taken"), [(0.01, True), (0.02, True), (0.06, False)])
-def test_the_way_that_is_sooner_done_is_gone_and_parts_if_neither(
-    parts_s: float, are_taken: bool
+@pytest.mark.parametrize(
+    ("parts_s", "whole_s", "are_kept"), [(1.0, 3.0, True), (2.01, 2.0, True), (3.0, 2.0, False)]
+)
+def test_the_faster_way_is_kept_and_parts_where_neither_is(
+    parts_s: float, whole_s: float, are_kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts, whole = Sleeping(parts_s), Sleeping(0.03 if parts_s != 0.02 else 0.02)
-    sooner = Sooner(parts, whole)
+    clock = Clock()
+    monkeypatch.setattr(each_core.time, "perf_counter", lambda: clock.now)
+    faster = Faster(clock.way(parts_s), clock.way(whole_s))
     for _ in range(16):
-        sooner([torch.ones(2)])
-    assert (parts.num_calls, whole.num_calls) == ((13, 3) if are_taken else (3, 13))
+        faster([torch.ones(2)])
+    kept, left = (parts_s, whole_s) if are_kept else (whole_s, parts_s)
+    assert clock.num_calls == {kept: 13, left: 3}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shared.config import EngineConfig, ModelConfig
 from shared.engine import DenoiseEngine, recorded_forward
 from shared.engine.compiled import compilable
-from shared.engine.each_core import Replay, Sooner
+from shared.engine.each_core import Faster, Replay
 from shared.engine.layers import rows_kept_apart
 from shared.engine.recorded_forward import RecordedForward
 from shared.pipeline import load_pipeline
@@ -152,32 +152,34 @@ def test_what_is_no_number_is_compared_as_well() -> None:
     assert is_replayed(wave, recorded, 2, 4, 8, 12)
 
 
+@pytest.mark.skipif(torch.get_num_threads() == 1, reason="one core has no parts")
 @pytest.mark.parametrize("value", [0.0, torch.nan])
 def test_rows_that_look_at_each_other_stay_together(value: float) -> None:
     module = FromTheMean()
     recorded = RecordedForward(module, module.forward)
-    recorded(sample=torch.full((4, 4, 8, 12), value))  # which no order of additions changes
-    assert is_replayed(module, recorded, 4, 4, 8, 12)
+    rows = 2 * torch.get_num_threads()
+    recorded(sample=torch.full((rows, 4, 8, 12), value))  # which no order of additions changes
+    assert is_replayed(module, recorded, rows, 4, 8, 12)
 
 
 @pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported() or torch.get_num_threads() == 1,
     reason="needs oneDNN in bfloat16, and two cores",
 )
-def test_rows_of_the_bundled_model_go_a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_bundled_model_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = []
 
-    class Told(Sooner):
+    class Told(Faster):
         def __init__(self, *ways: Replay) -> None:
             super().__init__(*ways)
             pairs.append(ways)
 
-    monkeypatch.setattr(recorded_forward, "Sooner", Told)
+    monkeypatch.setattr(recorded_forward, "Faster", Told)
     pipeline = load_pipeline(ModelConfig(dtype="bfloat16"))
     pipeline.set_progress_bar_config(disable=True)
     with DenoiseEngine(pipeline) as engine:
-        guided = arguments(0, num_inference_steps=3, width=128, height=128)
-        engine.submit(**guided).result(timeout=120)
+        several = arguments(0, width=128, height=128, num_images_per_prompt=torch.get_num_threads())
+        engine.submit(**several).result(timeout=120)
     assert len(pairs) == 1
 
 

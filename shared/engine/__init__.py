@@ -15,6 +15,7 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     openvino_forward  one of these compilers
     cuda_graphs       forwards that a GPU starts at once      (wraps a forward)
     recorded_forward  forwards that a CPU does without Python (wraps a forward)
+    each_core         a forward's rows in parts, a core each  (threads)
     flat_forward      a forward of tensors alone, for what reads one
     step_scheduler    who goes next                           (policy, no tensors)
     waiting_line      who is let in                           (policy, no tensors)

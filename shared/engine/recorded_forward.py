@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.jit import optimized_execution  # type: ignore[attr-defined]
 from torch.jit._trace import TracerWarning
 
-from shared.engine.each_core import EachCore, Replay, Sooner
+from shared.engine.each_core import EachCore, Faster, Replay
 from shared.engine.flat_forward import PLAIN, TENSOR, FlatForward, Rest, split
 from shared.engine.layers import arranged_weights
 
@@ -47,8 +47,9 @@ class RecordedForward:
     """Calls `own`, a module's forward, and replays it where that was seen to give the same bits.
 
     That is compared for each size of the arguments, when it comes first; their values are taken not
-    to matter to the module's Python. What cannot be recorded, takes long anyway or gives more than
-    one tensor goes through `own`. For one thread.
+    to matter to the module's Python. Its rows go to the cores in parts where that takes less time.
+    What cannot be recorded, takes long anyway or gives more than one tensor goes through `own`. For
+    one thread.
     """
 
     def __init__(self, module: nn.Module, own: Callable[..., Any]) -> None:
@@ -56,6 +57,7 @@ class RecordedForward:
         self._recordings: dict[_Key, Replay | None] = {}  # by their example's
         self._known: dict[_Key, Replay | None] = {}
         self._cores: EachCore | None = None
+        self._not_in_parts: set[_Key] = set()  # by those of a row
         self.num_tries = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,6 +72,7 @@ class RecordedForward:
         if key not in self._known and time.perf_counter() - started < _LONG_S:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
+                self._not_in_parts.clear()
             self._known[key] = self._find(key, tensors, output) if _is_one(output) else None
             self.num_tries += 1
         return output
@@ -77,15 +80,26 @@ class RecordedForward:
     def _find(self, key: _Key, tensors: Sequence[Tensor], output: Any) -> Replay | None:
         """What makes `output` of these, bit by bit; None where there is nothing to be had."""
         recording = self._find_recording(key, tensors, output)
-        if recording is None or not _have_parts(tensors, key.num_threads):
+        return recording and self._in_parts(recording, key, tensors)
+
+    def _in_parts(self, recording: Replay, key: _Key, tensors: Sequence[Tensor]) -> Replay:
+        """With the rows in parts, where these give the same bits and take less time."""
+        of_a_row = key._replace(sizes=_sizes([tensor[:1] for tensor in tensors if tensor.ndim]))
+        if of_a_row in self._not_in_parts or not _have_parts(tensors, key.num_threads):
             return recording
-        if self._cores is None or self._cores.num != key.num_threads:
-            self._cores = EachCore()
-        parts, others = self._cores.parts(recording), _random(tensors)
-        made = recording(others)
-        return Sooner(parts, recording) if _makes(parts, others, made) else recording
+        try:
+            if self._cores is None or self._cores.num != key.num_threads:
+                self._cores = EachCore()
+            parts, others = self._cores.parts(recording), _random(tensors)
+            if _makes(parts, others, recording(others)):
+                return Faster(parts, recording)
+            self._not_in_parts.add(of_a_row)
+        except Exception as error:  # what fails is an attempt: there is a way already
+            logger.info("rows are not cut into parts: %s", error)
+        return recording
 
     def _find_recording(self, key: _Key, tensors: Sequence[Tensor], output: Any) -> Replay | None:
+        """One that was made before, or is now."""
         for example, recording in self._recordings.items():
             is_alike = example[:2] == key[:2]  # but for sizes
             if is_alike and recording and _makes(recording, tensors, output[0]):
@@ -141,9 +155,9 @@ def _example(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _have_parts(tensors: Sequence[Tensor], number: int) -> bool:
-    """Whether they can be cut by rows into so many."""
-    numbers_of_rows = {tensor.shape[:1] for tensor in tensors}
-    return len(numbers_of_rows) == 1 and numbers_of_rows.pop() >= (number,) > (1,)
+    """Whether they can be cut by rows into so many, more than one."""
+    rows = tensors[0].shape[:1]
+    return number > 1 and rows >= (number,) and all(each.shape[:1] == rows for each in tensors)
 
 
 def _random(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -151,7 +165,7 @@ def _random(tensors: Sequence[Tensor]) -> list[Tensor]:
     random = torch.Generator().manual_seed(0)
     return [
         torch.randn(each.shape, generator=random).to(each.dtype)
-        if each.ndim > 1 and each.is_floating_point()
+        if each.is_floating_point()
         else each
         for each in tensors
     ]
