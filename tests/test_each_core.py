@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -27,14 +28,6 @@ class Clock:
         return replay
 
 
-def num_threads_of_a_new_thread() -> int:
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
 @pytest.fixture
 def cores() -> EachCore:
     if torch.get_num_threads() == 1:
@@ -54,7 +47,9 @@ def test_parts_are_computed_at_once_by_one_thread_each(cores: EachCore) -> None:
     rows, num_threads = 2 * cores.num + 1, torch.get_num_threads()
     found = cores.parts(replay)([torch.ones(rows, 4), torch.ones(rows)]).tolist()
     assert found == [[1, 0, 3, 3]] + (cores.num - 1) * [[1, 0, 2, 2]]
-    assert [torch.get_num_threads(), num_threads_of_a_new_thread()] == 2 * [num_threads]
+    with ThreadPoolExecutor() as new:
+        in_a_new_thread = new.submit(torch.get_num_threads).result()
+    assert [torch.get_num_threads(), in_a_new_thread] == 2 * [num_threads]
 
 
 def test_rows_come_back_in_their_order(cores: EachCore) -> None:

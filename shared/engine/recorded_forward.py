@@ -84,8 +84,10 @@ class RecordedForward:
 
     def _in_parts(self, recording: Replay, key: _Key, tensors: Sequence[Tensor]) -> Replay:
         """With the rows in parts, where these give the same bits and take less time."""
-        of_a_row = key._replace(sizes=_sizes([tensor[:1] for tensor in tensors if tensor.ndim]))
-        if of_a_row in self._not_in_parts or not _have_parts(tensors, key.num_threads):
+        if not _have_parts(tensors, key.num_threads):
+            return recording
+        of_a_row = key._replace(sizes=_sizes([tensor[:1] for tensor in tensors]))
+        if of_a_row in self._not_in_parts:
             return recording
         try:
             if self._cores is None or self._cores.num != key.num_threads:
