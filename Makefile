@@ -8,6 +8,8 @@ RUN    ?= run
 BENCH  ?= bench
 
 BIN := .venv/bin
+# Tests of Ray mostly wait for processes to start: one process has those that share a cluster.
+ALL_TESTS = --numprocesses 2 --dist loadgroup
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: help setup serve render test lint format bench train clean
@@ -24,7 +26,7 @@ render: .venv/.runtime  ## render a dataset: INPUT=examples/prompts.parquet OUTP
 	@$(BIN)/python -m jobs.render --input $(INPUT) --output $(OUTPUT) --model $(MODEL)
 
 test: .venv/.dev  ## all tests; ARGS="-m 'not cluster'" for those without Ray, ARGS=--slow for more
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(or $(ARGS),$(ALL_TESTS))
 
 lint: .venv/.dev  ## style, types, import contracts and the Dockerfile
 	@$(BIN)/ruff check .

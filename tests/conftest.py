@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from serving.serve_environment import SERVE_ENVIRONMENT
+from shared.cpu_workers import SLEEP_BETWEEN_FORWARDS
 
-# Before ray is imported anywhere: a private folder (short: it holds sockets), no login, and the
-# settings that the service has.
+# Before Ray and torch are imported anywhere: a private folder (short: it holds sockets), no login,
+# and the settings that the service has.
 RAY_FOLDER = Path(tempfile.mkdtemp(prefix="sdr-", dir="/tmp"))
 (RAY_FOLDER / "ray").mkdir()
-os.environ |= SERVE_ENVIRONMENT | {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_TMPDIR": str(RAY_FOLDER),
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    "HF_HUB_OFFLINE": "1",
-}
+os.environ |= (
+    SERVE_ENVIRONMENT
+    | SLEEP_BETWEEN_FORWARDS
+    | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(RAY_FOLDER),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("API_TOKEN", None)
 
@@ -47,11 +52,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         items[:] = [item for item in items if item not in slow]
         config.hook.pytest_deselected(items=slow)
+    for item in items:
+        if "cluster" in item.fixturenames:  # one process has it
+            item.add_marker(pytest.mark.xdist_group("cluster"))
 
 
 def pytest_sessionfinish() -> None:

@@ -56,14 +56,12 @@ def host(cluster: Cluster) -> Iterator[str]:
         num_cpus=1, engine=EngineConfig(max_in_flight=1, max_queued=1), max_queued_requests=1
     )
     private = ServiceArgs(num_cpus=1, http=HttpConfig(token_hashes=(token_hash(TOKEN),)))
-    serve.run(build_app(ServiceArgs(num_cpus=2)), name="open")
-    serve.run(
-        build_app(private),
-        name="private",
-        route_prefix="/private",
-        logging_config={"encoding": "JSON"},
-    )
-    serve.run(build_app(tiny), name="tiny", route_prefix="/tiny")
+    applications = [
+        serve.RunTarget(build_app(ServiceArgs(num_cpus=2)), "open"),
+        serve.RunTarget(build_app(private), "private", "/private", {"encoding": "JSON"}),
+        serve.RunTarget(build_app(tiny), "tiny", "/tiny"),
+    ]
+    serve.run_many(applications)  # at once: it is mostly loading torch
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
