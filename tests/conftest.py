@@ -18,17 +18,14 @@ from shared.cpu_workers import SLEEP_BETWEEN_FORWARDS
 # and the settings that the service has.
 RAY_FOLDER = Path(tempfile.mkdtemp(prefix="sdr-", dir="/tmp"))
 (RAY_FOLDER / "ray").mkdir()
-os.environ |= (
-    SERVE_ENVIRONMENT
-    | SLEEP_BETWEEN_FORWARDS
-    | {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": str(RAY_FOLDER),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
-)
+os.environ |= SERVE_ENVIRONMENT | {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_TMPDIR": str(RAY_FOLDER),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "HF_HUB_OFFLINE": "1",
+}
+os.environ |= SLEEP_BETWEEN_FORWARDS  # two processes of tests share the cores
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("API_TOKEN", None)
 
