@@ -6,6 +6,7 @@ as such of 30 steps, by the rows of forwards.
 
 make .venv/.bench
 python benchmarks/hybrid.py --loads 0.3 0.7
+python benchmarks/hybrid.py --num-generators 2 --compile openvino
 """
 
 import argparse
@@ -15,12 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -28,6 +28,7 @@ from local_service import LocalService, local_service
 from workloads import MEAN_STEPS, Call, Client, Outcome, calls, poisson, quantile
 
 from shared.arguments import add_compile
+from shared.counters import EngineCounters, Priority, RequestCounters
 
 MIX = "steps"
 _ROWS = 2 * MEAN_STEPS[MIX]  # of a picture, with guidance
@@ -35,7 +36,7 @@ _CALLERS = 16
 
 
 class Rates(NamedTuple):
-    """Pictures a second, and the part of the time that the engine is in forwards."""
+    """Pictures a second, and the part of the time that an engine is in forwards."""
 
     online: float
     bulk: float
@@ -46,7 +47,7 @@ def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
     engine = {"bulk_delay": options.bulk_delay, "compile": options.compile}
-    with local_service(engine=engine) as service:
+    with local_service(num_generators=options.num_generators, engine=engine) as service:
         client = Client(service.url, MEAN_STEPS[MIX])
         ask(client, wanted[:_CALLERS])
         for number in range(options.rounds):
@@ -68,12 +69,12 @@ def compare(
     arrivals = list(poisson(wanted[:number], load * capacity))
 
     def come() -> tuple[Outcome, Rates]:
-        with rates(service) as found:
+        with rates(service, options.num_generators) as found:
             outcome = asyncio.run(client.open_loop(arrivals))
         return outcome, found[0]
 
     alone, without = come()
-    with bulk_job(service, wanted):
+    with bulk_job(service, options.num_generators, wanted):
         beside, rate = come()
     left = capacity - rate.online
     print(
@@ -103,27 +104,28 @@ def capacity_of(service: LocalService, client: Client, wanted: Sequence[Call]) -
 
 
 @contextmanager
-def rates(service: LocalService) -> Iterator[list[Rates]]:
+def rates(service: LocalService, num_generators: int) -> Iterator[list[Rates]]:
     """Within it is counted; what was found is there at its end."""
     found: list[Rates] = []
-    begun, before = time.perf_counter(), stats(service)
+    begun, before = time.perf_counter(), service.engines(num_generators)
     yield found
-    seconds, after = time.perf_counter() - begun, stats(service)
-    online, bulk = (
-        (after[kind]["num_rows"] - before[kind]["num_rows"]) / _ROWS / seconds
-        for kind in ("online", "bulk")
-    )
-    found.append(Rates(online, bulk, (after["busy_s"] - before["busy_s"]) / seconds))
+    seconds, after = time.perf_counter() - begun, service.engines(num_generators)
 
+    def pace(count: Callable[[EngineCounters], float]) -> float:
+        return sum(count(after[each]) - count(before[each]) for each in after) / seconds
 
-def stats(service: LocalService) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{service.url}/stats").json()
-    return found
+    online, bulk = (pace(lambda engine, of=of: engine.of(of).num_rows) / _ROWS for of in Priority)
+    found.append(Rates(online, bulk, pace(lambda engine: engine.busy_s) / num_generators))
 
 
 @contextmanager
-def bulk_job(service: LocalService, wanted: Sequence[Call]) -> Iterator[None]:
+def bulk_job(service: LocalService, num_generators: int, wanted: Sequence[Call]) -> Iterator[None]:
     """A job in the service's cluster that has filled it once."""
+
+    def bulk() -> list[RequestCounters]:
+        return [each.bulk for each in service.engines(num_generators).values()]
+
+    before = sum(each.num_completed for each in bulk())
     with tempfile.TemporaryDirectory(prefix="bulk-") as folder:
         prompts = Path(folder) / "prompts.parquet"
         pq.write_table(pa.Table.from_pylist(list(wanted)), prompts)
@@ -134,7 +136,7 @@ def bulk_job(service: LocalService, wanted: Sequence[Call]) -> Iterator[None]:
             command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            while not stats(service)["bulk"]["num_completed"]:
+            while sum(each.num_completed for each in bulk()) == before:
                 assert job.poll() is None, "the job ended"
                 time.sleep(0.5)
             yield
@@ -142,7 +144,7 @@ def bulk_job(service: LocalService, wanted: Sequence[Call]) -> Iterator[None]:
         finally:
             job.terminate()
             job.wait()
-            while stats(service)["bulk"]["num_in_flight"]:
+            while any(each.num_in_flight for each in bulk()):
                 time.sleep(0.5)
 
 
@@ -153,6 +155,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=90, help="of a load")
     parser.add_argument("--bulk-delay", type=float, default=0)
     add_compile(parser)
+    parser.add_argument("--num-generators", type=int, default=1, help="that share the cores")
     parser.add_argument("--rounds", type=int, default=1)
     return parser.parse_args()
 

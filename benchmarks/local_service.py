@@ -13,18 +13,23 @@ from serving.serve_environment import SERVE_ENVIRONMENT
 
 os.environ |= SERVE_ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"} | os.environ  # before Ray
 
+import httpx
 import psutil
 import ray
 import torch
+from pydantic import TypeAdapter
 from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from shared.counters import EngineCounters
 
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 _APPLICATION = "imagine"
 _NUM_CPUS = os.cpu_count() or 1
 _NUM_GPUS = int(torch.cuda.is_available())
+_COUNTERS = TypeAdapter(EngineCounters)
 
 
 class LocalService:
@@ -64,6 +69,16 @@ class LocalService:
             "deployments": [{"name": "Generator", "num_replicas": num_generators}],
         }
         self._serve.deploy_apps(ServeDeploySchema(applications=[application]))
+
+    def engines(self, number: int) -> dict[str, EngineCounters]:
+        """Counters of all `number` generators by engine; a call is answered by any one of them."""
+        found: dict[str, EngineCounters] = {}
+        for _ in range(100 * number):
+            answer = httpx.get(f"{self.url}/forwards").json()
+            found[answer["engine"]] = _COUNTERS.validate_python(answer["counters"])
+            if len(found) == number:
+                return found
+        raise RuntimeError(f"{len(found)} of {number} generators answered")
 
     def processes(self, deployment: str) -> list[psutil.Process]:
         """Of the replicas of `deployment` that take requests."""

@@ -12,10 +12,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-import httpx
 import simpy
 from local_service import LocalService, local_service
-from pydantic import TypeAdapter
 from virtual_service import ForwardTimes, Job, VirtualService
 from workloads import (
     MEAN_STEPS,
@@ -92,23 +90,15 @@ def measured_times(service: LocalService, number: int) -> ForwardTimes:
 
 
 def counters(service: LocalService, number: int) -> EngineCounters:
-    """Of all replicas together: each call is answered by one of them, and they idle."""
-    found: dict[float, EngineCounters] = {}
-    for _ in range(100 * number):
-        stats = httpx.get(f"{service.url}/stats").json()
-        one = TypeAdapter(EngineCounters).validate_python(stats)
-        found[one.busy_s] = one
-        if len(found) == number:
-            break
-    else:
-        raise RuntimeError(f"{len(found)} of {number} generators answered")
-    forwards = sum((Counter(each.forwards_by_requests) for each in found.values()), Counter())
+    """Of all replicas together."""
+    found = service.engines(number).values()
+    forwards = sum((Counter(each.forwards_by_requests) for each in found), Counter())
     return EngineCounters(
         forwards_by_requests=dict(forwards),
-        online=RequestCounters(num_rows=sum(each.online.num_rows for each in found.values())),
-        num_decodes=sum(each.num_decodes for each in found.values()),
-        busy_s=sum(each.busy_s for each in found.values()),
-        decode_s=sum(each.decode_s for each in found.values()),
+        online=RequestCounters(num_rows=sum(each.online.num_rows for each in found)),
+        num_decodes=sum(each.num_decodes for each in found),
+        busy_s=sum(each.busy_s for each in found),
+        decode_s=sum(each.decode_s for each in found),
     )
 
 
