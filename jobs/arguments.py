@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from batch.image_store import Format
-from shared.arguments import add_adapter, add_byte_identical, add_compile, pair
+from shared.arguments import add_adapter, add_byte_identical, add_compile, pair, positive
 from shared.config import RequestDefaults
 
 _DESCRIPTION = """
@@ -61,10 +61,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FIELD=COLUMN",
         help="the input's column that holds a field, if it has another name: prompt=caption",
     )
-    add("--limit", type=_positive, metavar="N", help="only the first N rows of the input")
+    add("--limit", type=positive, metavar="N", help="only the first N rows of the input")
     add(
         "--num-images-per-prompt",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="pictures of a row that does not say how many (%(default)s)",
@@ -73,8 +73,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         kind = float if name == "guidance_scale" else int
         add(flag(name), type=kind, help="for rows that leave it out (what the model says)")
     add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
-    add("--shard-rows", type=_positive, default=16, help="pictures committed at once (%(default)s)")
-    add("--concurrency", type=_positive, help="engines (one per GPU, or per node without GPUs)")
+    add("--shard-rows", type=positive, default=16, help="pictures committed at once (%(default)s)")
+    add("--concurrency", type=positive, help="engines (one per GPU, or per node without GPUs)")
     add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
     add("--num-gpus", type=float, help="GPUs of each engine")
     options = parser.parse_args(arguments)
@@ -109,10 +109,3 @@ def _refuse_what_the_service_decides(
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number

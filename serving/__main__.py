@@ -19,7 +19,13 @@ import ray
 from ray import serve
 
 from serving.app import ServiceArgs, build_app, same_names
-from shared.arguments import add_adapter, add_byte_identical, add_compile, engine_config
+from shared.arguments import (
+    add_adapter,
+    add_byte_identical,
+    add_compile,
+    engine_config,
+    positive,
+)
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
 from shared.model_names import absolute
@@ -90,9 +96,10 @@ def _serve_until_stopped(
             model=first,
             other_models=tuple(others),
             engine=engine_config(options),
-            num_gpus=min(1, ray.cluster_resources().get("GPU", 0) / len(models)),
+            num_generators=options.num_generators,
         )
-        serve.run(build_app(args))
+        gpus = ray.cluster_resources().get("GPU", 0) / args.most_generators
+        serve.run(build_app(args.model_copy(update={"num_gpus": min(1, gpus)})))
         if not args.http.token_hashes and not _is_loopback(options.host):
             print("\nWARNING: NO TOKEN IS ASKED FOR: whoever comes can render. Set API_TOKEN.")
         print(f"\nReady: http://{_shown(options.host)}:{options.port} (Ctrl-C to stop)", flush=True)
@@ -136,6 +143,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_adapter(parser)
     add_compile(parser)
     add_byte_identical(parser)
+    parser.add_argument(
+        "--num-generators",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="of the first model, which share cores and GPUs (%(default)s; docs/scaling.md)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (%(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="(%(default)s)")
     return parser.parse_args(arguments)

@@ -42,18 +42,21 @@ class ServiceArgs(Settings):
     """The application's arguments, as YAML `args:` or `key=value`; an unknown one is refused.
 
     `model` is the default one, `other_models` are those that a request can name as well. Each has
-    a deployment of its own: Generator, and Generator-NAME of the others.
+    a deployment of its own: Generator, and Generator-NAME of the others. The default model has
+    `num_generators` replicas, unless `deployments:` of a Serve config has a number for it.
 
     `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
-    CPU of a node (its part of them, with other models), since that is the number of threads that
-    torch gets. `max_queued_requests` may wait in an ingress for a generator with room; the queue
-    proper is the engine's (`max_queued`). `http.token_hashes` are by default those of the tokens in
-    API_TOKEN and API_TOKEN_FILE. Bulk requests count for autoscaling only if `bulk_may_scale`.
+    CPU of a node (its part of them, where there are several), since that is the number of threads
+    that torch gets. `max_queued_requests` may wait in an ingress for a generator with room; the
+    queue proper is the engine's (`max_queued`). `http.token_hashes` are by default those of the
+    tokens in API_TOKEN and API_TOKEN_FILE. Bulk requests count for autoscaling only if
+    `bulk_may_scale`.
     """
 
     model: ModelConfig = ModelConfig()
     other_models: tuple[ModelConfig, ...] = ()
     engine: EngineConfig = EngineConfig()
+    num_generators: PositiveInt = 1
     num_cpus: PositiveFloat | None = None
     num_gpus: NonNegativeFloat = 0
     max_queued_requests: PositiveInt = 128
@@ -69,6 +72,11 @@ class ServiceArgs(Settings):
     @property
     def models(self) -> tuple[ModelConfig, ...]:
         return (self.model, *self.other_models)
+
+    @property
+    def most_generators(self) -> int:
+        """That run at once, of all models."""
+        return self.num_generators + len(self.other_models)
 
 
 def same_names(models: Iterable[ModelConfig]) -> dict[str, int]:
@@ -114,7 +122,10 @@ def _bound(args: ServiceArgs) -> Application:
     def bound(deployment: Deployment, model: ModelConfig) -> Application:
         return deployment.bind(model, args.engine, bulk_may_scale=args.bulk_may_scale)
 
-    generators = {model_id(args.model): bound(generator, args.model)}
+    default = generator
+    if args.num_generators > 1:  # one is Serve's default, beside which it may be told to autoscale
+        default = generator.options(num_replicas=args.num_generators)
+    generators = {model_id(args.model): bound(default, args.model)}
     for model in args.other_models:
         own = generator.options(name=_deployment(model), autoscaling_config=_WHILE_ASKED_FOR)
         generators[model_id(model)] = bound(own, model)
@@ -136,7 +147,7 @@ def _num_cpus(args: ServiceArgs) -> float:
     if args.num_gpus or not ray.is_initialized():
         return 1
     most = max(float(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])
-    return most / len(args.models)
+    return most / args.most_generators
 
 
 stable_diffusion_app = _bound(ServiceArgs())

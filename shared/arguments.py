@@ -17,6 +17,13 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     """`--adapter NAME=FILE`, as often as there are some: pairs of a name and a Path."""
     parser.add_argument(
