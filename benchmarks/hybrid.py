@@ -15,8 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +31,12 @@ from local_service import LocalService, local_service
 from workloads import MEAN_STEPS, Call, Client, Outcome, calls, poisson, quantile
 
 from shared.arguments import add_compile
-from shared.counters import EngineCounters, Priority, RequestCounters
+from shared.counters import EngineCounters, Priority
 
 MIX = "steps"
 _ROWS = 2 * MEAN_STEPS[MIX]  # of a picture, with guidance
 _CALLERS = 16
+_BETWEEN_SAMPLES_S = 0.5
 
 
 class Rates(NamedTuple):
@@ -107,12 +111,28 @@ def capacity_of(service: LocalService, client: Client, wanted: Sequence[Call]) -
 def rates(service: LocalService, num_generators: int) -> Iterator[list[Rates]]:
     """Within it is counted; what was found is there at its end."""
     found: list[Rates] = []
-    begun, before = time.perf_counter(), service.engines(num_generators)
-    yield found
-    seconds, after = time.perf_counter() - begun, service.engines(num_generators)
+    samples: defaultdict[str, list[tuple[float, EngineCounters]]] = defaultdict(list)
+    over = threading.Event()
+
+    def sample() -> None:  # again and again, since each answer is of any one of them
+        while not over.wait(_BETWEEN_SAMPLES_S):
+            name, counters = service.engine()
+            samples[name].append((time.perf_counter(), counters))
+
+    with ThreadPoolExecutor(1) as pool:
+        sampling = pool.submit(sample)
+        try:
+            yield found
+        finally:
+            over.set()
+        sampling.result()
+    assert len(samples) == num_generators, f"{len(samples)} of {num_generators} engines answered"
 
     def pace(count: Callable[[EngineCounters], float]) -> float:
-        return sum(count(after[each]) - count(before[each]) for each in after) / seconds
+        ends = [(each[0], each[-1]) for each in samples.values()]
+        return sum(
+            (count(last) - count(first)) / (end - begin) for (begin, first), (end, last) in ends
+        )
 
     online, bulk = (pace(lambda engine, of=of: engine.of(of).num_rows) / _ROWS for of in Priority)
     found.append(Rates(online, bulk, pace(lambda engine: engine.busy_s) / num_generators))
@@ -121,11 +141,13 @@ def rates(service: LocalService, num_generators: int) -> Iterator[list[Rates]]:
 @contextmanager
 def bulk_job(service: LocalService, num_generators: int, wanted: Sequence[Call]) -> Iterator[None]:
     """A job in the service's cluster that has filled it once."""
+    completed: dict[str, int] = {}
 
-    def bulk() -> list[RequestCounters]:
-        return [each.bulk for each in service.engines(num_generators).values()]
+    def has_rendered() -> bool:
+        name, counters = service.engine()
+        number = counters.bulk.num_completed
+        return number > completed.setdefault(name, number)
 
-    before = sum(each.num_completed for each in bulk())
     with tempfile.TemporaryDirectory(prefix="bulk-") as folder:
         prompts = Path(folder) / "prompts.parquet"
         pq.write_table(pa.Table.from_pylist(list(wanted)), prompts)
@@ -136,7 +158,7 @@ def bulk_job(service: LocalService, num_generators: int, wanted: Sequence[Call])
             command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            while sum(each.num_completed for each in bulk()) == before:
+            while not has_rendered():
                 assert job.poll() is None, "the job ended"
                 time.sleep(0.5)
             yield
@@ -144,7 +166,7 @@ def bulk_job(service: LocalService, num_generators: int, wanted: Sequence[Call])
         finally:
             job.terminate()
             job.wait()
-            while any(each.num_in_flight for each in bulk()):
+            while any(each.bulk.num_in_flight for each in service.engines(num_generators).values()):
                 time.sleep(0.5)
 
 
