@@ -179,6 +179,7 @@ def test_two_generators_serve_until_ctrl_c_and_leave_no_process_behind() -> None
         if line.startswith("Ready: "):
             break
     assert f"Ready: http://localhost:{port} (Ctrl-C to stop)\n" in output, "".join(output)
+    assert requests.get(f"http://localhost:{port}/healthz", timeout=30).status_code == 200
     answers = [requests.get(f"http://localhost:{port}/forwards", timeout=30) for _ in range(40)]
     assert len({answer.json()["engine"] for answer in answers}) == 2  # either is asked, by chance
     session = _processes_of(RAY_FOLDER / "ctrl-c")
