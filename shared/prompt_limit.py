@@ -6,14 +6,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from shared.engine.pipeline_copies import tokenizers
+
 
 class PromptLimit:
-    """Counts with copies of the pipeline's tokenizers: they keep state, and are in use."""
+    """Counts with copies of the pipeline's tokenizers, which are in use by other threads."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
-        names = [name for name in pipeline.config if name.startswith("tokenizer")]
-        found = [getattr(pipeline, name) for name in names]
-        self._tokenizers = [copy.deepcopy(each) for each in found if each is not None]
+        self._tokenizers = [copy.deepcopy(each) for each in tokenizers(pipeline).values()]
         parameter = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
         self._max_tokens = parameter.default if parameter else None
 

@@ -77,6 +77,24 @@ def test_a_noise_scheduler_of_the_callers_own_is_copied(small: DiffusionPipeline
             assert np.abs(ticket.result(timeout=60).images[0] - expected).max() < ONE_OF_255
 
 
+def test_another_thread_may_tokenize_with_the_pipeline_meanwhile(small: DiffusionPipeline) -> None:
+    own = small.tokenizer
+
+    class Interrupted(type(own)):  # type: ignore[misc]
+        """The other thread has its turn between how far to pad is set, and padding."""
+
+        def set_truncation_and_padding(self, **asked: Any) -> None:
+            super().set_truncation_and_padding(**asked)
+            if asked["padding_strategy"] == "max_length":
+                own("view")  # to no length
+
+    expected = stock(small, small.scheduler, arguments(1))
+    own.__class__ = Interrupted
+    with DenoiseEngine(small) as engine:
+        picture = engine.submit(**arguments(1)).result(timeout=60).images[0]
+    assert np.abs(picture - expected).max() < ONE_OF_255
+
+
 def test_tickets_tell_what_their_request_took(engine: DenoiseEngine) -> None:
     ticket = engine.submit(**arguments(0))
     ticket.result(timeout=60)

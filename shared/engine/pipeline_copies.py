@@ -12,10 +12,11 @@ from shared.engine.tickets import Step
 
 
 class PipelineCopies:
-    """Makes the copies. Pipelines are not moved to another device while it is in use."""
+    """Makes the copies. Meanwhile pipelines stay on their device, and tokenizers learn no words."""
 
     def __init__(self) -> None:
         self._classes: dict[DiffusionPipeline, type[DiffusionPipeline]] = {}
+        self._tokenizers: dict[Any, Any] = {}  # by the pipelines' own
 
     def copy(
         self,
@@ -30,10 +31,29 @@ class PipelineCopies:
         own.__class__ = self._classes[pipeline]
         # Noise schedulers keep their place in the trajectory.
         own.scheduler = copy.deepcopy(scheduler or pipeline.scheduler)
+        for name, tokenizer in tokenizers(pipeline).items():
+            setattr(own, name, self._own_tokenizer(tokenizer))
         own.set_progress_bar_config(disable=True)
         if on_step is not None:
             _follow_steps(own, on_step)
         return own
+
+    def _own_tokenizer(self, tokenizer: Any) -> Any:
+        """One for all requests, since the engine's thread is one; other threads have theirs."""
+        if tokenizer not in self._tokenizers:
+            self._tokenizers[tokenizer] = copy.deepcopy(tokenizer)
+        return self._tokenizers[tokenizer]
+
+
+def tokenizers(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """The pipeline's, by the names of its components.
+
+    Before it encodes, a tokenizer notes in itself how far to pad and where to cut: two threads must
+    not call one.
+    """
+    names = [name for name in pipeline.config if name.startswith("tokenizer")]
+    found = {name: getattr(pipeline, name) for name in names}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _with_settled_device(pipeline: DiffusionPipeline) -> type[DiffusionPipeline]:
