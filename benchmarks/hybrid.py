@@ -50,7 +50,7 @@ class Rates(NamedTuple):
 def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
-    engine = {"bulk_delay": options.bulk_delay, "compile": options.compile}
+    engine = {"bulk_slack": options.bulk_slack, "compile": options.compile}
     with local_service(num_generators=options.num_generators, engine=engine) as service:
         client = Client(service.url, MEAN_STEPS[MIX])
         ask(client, wanted[:_CALLERS])
@@ -104,7 +104,7 @@ def ask(client: Client, wanted: Sequence[Call]) -> Outcome:
 
 
 def capacity_of(service: LocalService, client: Client, wanted: Sequence[Call]) -> float:
-    return ask(client, wanted[: 6 * _CALLERS]).pictures_per_s
+    return ask(client, wanted[: 12 * _CALLERS]).pictures_per_s
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.7])
     parser.add_argument("--seconds", type=float, default=90, help="of a load")
-    parser.add_argument("--bulk-delay", type=float, default=0)
+    parser.add_argument("--bulk-slack", type=float, default=0)
     add_compile(parser)
     parser.add_argument("--num-generators", type=int, default=1, help="that share the cores")
     parser.add_argument("--rounds", type=int, default=1)

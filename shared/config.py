@@ -8,7 +8,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -100,9 +99,10 @@ class EngineConfig(Settings):
     large pictures share one with fewer others, and `max_pixels_per_decode` one of the
     autoencoder's; 0 decodes picture by picture.
 
-    Beside online work, bulk work goes in rows that would be padding, and in more if they make a
-    forward longer by no more than a part of `bulk_delay`. It has at least a part of `bulk_floor` of
-    the time, however much online work there is.
+    Beside online work, bulk work goes in rows that would be padding, and in more for a part of
+    `bulk_slack` of the time by which online requests would, without it, end sooner than the
+    slowest twentieth of late. It has at least a part of `bulk_floor` of the time, however much
+    online work there is.
 
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
     in any company. Of these three, the defaults are a CPU's; `on` gives those of other devices.
@@ -119,7 +119,7 @@ class EngineConfig(Settings):
     max_pixels_in_flight: PositiveInt = 16 * 1024 * 1024
     max_pixels_per_forward: PositiveInt = 16 * 256 * 256
     max_pixels_per_decode: NonNegativeInt = 0
-    bulk_delay: NonNegativeFloat = 0
+    bulk_slack: float = Field(default=0.0, ge=0, le=1)
     bulk_floor: float = Field(default=0.0, ge=0, lt=1)
     byte_identical: bool = True
     compile: Annotated[Compiler | None, BeforeValidator(_default_compiler)] = None

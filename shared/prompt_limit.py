@@ -6,14 +6,14 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from shared.engine.pipeline_copies import tokenizers
+from shared.engine.pipeline_copies import tokenizers_of
 
 
 class PromptLimit:
-    """Counts with copies of the pipeline's tokenizers, which are in use by other threads."""
+    """Counts with copies of the pipeline's tokenizers: it is called from other threads."""
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
-        self._tokenizers = [copy.deepcopy(each) for each in tokenizers(pipeline).values()]
+        self._tokenizers = [copy.deepcopy(each) for each in tokenizers_of(pipeline).values()]
         parameter = inspect.signature(type(pipeline).__call__).parameters.get("max_sequence_length")
         self._max_tokens = parameter.default if parameter else None
 

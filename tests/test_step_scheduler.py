@@ -117,6 +117,32 @@ def test_a_later_priority_goes_as_a_guest_where_there_is_room_to_spare() -> None
     assert turns(with_room(50, online, *bulk, budget=8), now=0, number=1) == ["0+1+2+online"]
 
 
+def test_a_decode_of_a_later_priority_goes_between_two_forwards_that_can_wait() -> None:
+    decode = {"kind": "decode", "setup": None, "priority": 1}
+    calls = [
+        Call("online", "a"),
+        Call("small", "d", **decode, submitted_at=-1),
+        Call("other small", "d", **decode),
+        Call("large", "e", **decode, pixels=9, submitted_at=-2),
+        Call("other", "b", priority=1),
+    ]
+
+    def served(most_pixels: int) -> list[str]:
+        step_scheduler = StepScheduler[Call](
+            {"denoise": 100, "decode": 100}, can_wait=lambda call: call.pixels <= most_pixels
+        )
+        for call in calls:
+            step_scheduler.add(call)
+        return turns(step_scheduler, now=0, number=4)
+
+    assert served(most_pixels=9) == ["large", "online", "large", "online"]
+    assert served(most_pixels=1) == ["online"] * 4
+    step_scheduler = StepScheduler[Call]({"denoise": 1, "decode": 9}, can_wait=lambda _: True)
+    for call in calls[:3]:
+        step_scheduler.add(call)
+    assert turns(step_scheduler, now=0, number=2) == ["small", "online"]  # what was asked for
+
+
 def test_guests_are_of_the_same_lane() -> None:
     guests = [Call("size", "b", priority=1), Call("adapter", "a", priority=1, setup=("ink",))]
     step_scheduler = with_room(50, Call("online", "a"), *guests)

@@ -3,11 +3,12 @@
 import atexit
 import functools
 import logging
+import math
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ class _Request:
     on_step: Callable[[Step], None] | None
     expected: ExpectedWork
     submitted_at: float
+    spent_s: float = 0.0  # what guests had spent until then
     # Whatever is logged in its pipeline is logged as where it was submitted: with its request's id.
     context: Context = field(default_factory=copy_context)
     started_at: float = 0.0
@@ -151,8 +153,9 @@ class DenoiseEngine:
     """Runs many requests of one diffusers pipeline at once, sharing forwards at every step.
 
     While it is open, calls of the pipeline's denoiser from its own thread are batched; the
-    pipeline itself can still be called directly from other threads. Close it, or use it as a
-    context manager, to get the pipeline back as it was.
+    pipeline itself can still be called directly from other threads. What it consists of stays the
+    same meanwhile, down to the words of its tokenizers. Close it, or use it as a context manager,
+    to get the pipeline back as it was.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, config: EngineConfig | None = None) -> None:
@@ -178,7 +181,7 @@ class DenoiseEngine:
         self._timer = DeviceTimer[_Forward](pipeline.device)
         self._times = StepTimes()
         self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
-        self._guest_time = GuestTime(self._config.bulk_delay)
+        self._guest_time = GuestTime(self._config.bulk_slack)
         self._copies = PipelineCopies()
         self._pixels_per_latent = pipeline_scale(pipeline) ** 2
         self._forwards = Forwards(self._config, self._pixels_per_latent)
@@ -190,6 +193,7 @@ class DenoiseEngine:
                 "decode": self._config.max_pixels_per_decode,
             },
             self._spare_pixels,
+            self._can_wait,
             self._config.bulk_floor,
         )
         self._thread = threading.Thread(target=self._main, name="denoise-engine", daemon=True)
@@ -232,6 +236,7 @@ class DenoiseEngine:
             on_step=on_step,
             expected=expected_work(pipeline, pipeline_kwargs),
             submitted_at=now,
+            spent_s=self._guest_time.spent_s,
         )
         self._adapters.check(request.adapters)
         self._enqueue(request)
@@ -508,44 +513,93 @@ class DenoiseEngine:
         calls = self._step_scheduler.next_calls(now)
         if not calls:
             return
-        self._spend_on_guests(calls)
         outputs = self._forward(calls)
         self._count_forward(calls)
         self._learn_times()
+        guests_s = self._guests_share_s(calls)
         for call, output in zip(calls, outputs, strict=True):
+            resumed_at = time.perf_counter()
             if isinstance(output, Exception):
                 self._throw(call.request, output)
             else:
                 assert call.request.run is not None
                 self._settle(call.request, call.request.run.resume(output))
+            if call.priority == Priority.BULK:
+                guests_s += time.perf_counter() - resumed_at
+        is_theirs = all(call.priority == Priority.BULK for call in calls)
+        self._guest_time.spend(time.perf_counter() - now if is_theirs else guests_s)
         if not self._running:  # and nothing may come for long
             self._timer.wait()
             self._learn_times()
 
     def _spare_pixels(self, calls: Sequence[_Parked]) -> int:
-        """What bulk calls may add to a forward of these: instead of padding, and of their time."""
+        """What bulk calls may add to a forward of these: instead of padding, and of their slack."""
         first, rows = calls[0], sum(call.step.rows for call in calls)
         if not rows or first.kind == "decode" or first.priority == Priority.BULK:
             return 0
+        slacks = self._slacks(self._forward_s(first, rows))
+        step_s = min(slack_s / num_steps for slack_s, num_steps in slacks)
+        row_s = self._times.of_row(first.kind, first.pixels_per_row)
         full = self._forwards.full_rows(first.step, rows)
-        size = first.kind, first.pixels_per_row
-        most = full + self._guest_time.rows(
-            self._times.of_forward(*size, full), self._times.of_row(*size)
-        )
+        fitting = self._step_scheduler.max_pixels(first.kind) // first.pixels_per_row
+        most = max(full, min(fitting, full + int(step_s / row_s if row_s else 0)))
         while self._forwards.full_rows(first.step, most) > most:
             most -= 1
         return (most - rows) * first.pixels_per_row
 
-    def _spend_on_guests(self, calls: list[_Parked]) -> None:
+    def _can_wait(self, call: _Parked) -> bool:
+        """Whether online requests have slack enough for this bulk call to go before them."""
+        seconds = self._forward_s(call, call.step.rows)
+        return bool(seconds) and all(slack_s > seconds for slack_s, _ in self._slacks())
+
+    def _slacks(self, forward_s: float = 0.0) -> Iterator[tuple[float, int]]:
+        """How long each online request can wait for bulk ones, in seconds, and its steps left.
+
+        The next forward takes `forward_s`, and nobody's steps come faster than that.
+        """
+        with self._changed:
+            has_queue = self._waiting.num_waiting(Priority.ONLINE) > 0
+        for request in self._running:
+            if request.priority == Priority.BULK:
+                continue
+            num_steps = request.expected.steps - request.num_forwards
+            if not self._config.bulk_slack or has_queue or num_steps <= 0:
+                yield 0.0, 1  # the last: of some pipelines a step has several forwards
+            else:
+                yield self._slack_s(request, num_steps, forward_s), num_steps
+
+    def _slack_s(self, request: _Request, num_steps: int, forward_s: float) -> float:
+        now = time.perf_counter()
+        guests_s = self._guests_s(request)
+        own_s = now - request.submitted_at - guests_s
+        if request.num_forwards:
+            forward_s = max(forward_s, own_s / request.num_forwards)  # as it went so far
+        decode_s = self._times.of_forward("decode", request.expected.pixels, rows=1)
+        left_s = max(
+            num_steps * forward_s + decode_s,
+            self._times.seconds_left(self._work_left(request), []),
+        )
+        spare_s = math.inf if request.deadline is None else request.deadline - now - left_s
+        return self._guest_time.slack_s(request.pixels, own_s + left_s, guests_s, spare_s)
+
+    def _guests_s(self, request: _Request) -> float:
+        """What bulk requests had of its time."""
+        return self._guest_time.spent_s - request.spent_s
+
+    def _guests_share_s(self, calls: list[_Parked]) -> float:
+        """By how much bulk calls make a forward longer, as far as that is known."""
         own, guests = (
             sum(call.step.rows for call in calls if call.priority == priority)
             for priority in Priority
         )
-        first = calls[0]
-        row_s = self._times.of_row(first.kind, first.pixels_per_row)
-        if own and guests:
-            full = functools.partial(self._forwards.full_rows, first.step)
-            self._guest_time.spend((full(own + guests) - full(own)) * row_s)
+        return self._forward_s(calls[0], own + guests) - self._forward_s(calls[0], own)
+
+    def _forward_s(self, call: _Parked, rows: int) -> float:
+        """What a forward of so many rows as those of `call` takes; 0 where that is unknown."""
+        if not rows:
+            return 0.0
+        full = self._forwards.full_rows(call.step, rows)
+        return self._times.of_forward(call.kind, call.pixels_per_row, full)
 
     def _forward(self, calls: list[_Parked]) -> list[Any]:
         """Each call's output, or its exception."""
@@ -624,9 +678,13 @@ class DenoiseEngine:
 
     def _complete(self, request: _Request, result: Any) -> None:
         queue_s = request.started_at - request.submitted_at
+        run_s = time.perf_counter() - request.started_at
+        if request.priority == Priority.ONLINE and not request.examine:
+            own_s = queue_s + run_s - self._guests_s(request)
+            self._guest_time.learn(request.pixels, max(0.0, own_s))
         stats = RequestStats(
             queue_s=queue_s,
-            run_s=time.perf_counter() - request.started_at,
+            run_s=run_s,
             num_forwards=request.num_forwards,
             num_shared_forwards=request.num_shared_forwards,
         )

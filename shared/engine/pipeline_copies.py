@@ -12,7 +12,7 @@ from shared.engine.tickets import Step
 
 
 class PipelineCopies:
-    """Makes the copies. Meanwhile pipelines stay on their device, and tokenizers learn no words."""
+    """Makes the copies. Pipelines stay on their device, and their tokenizers learn no words."""
 
     def __init__(self) -> None:
         self._classes: dict[DiffusionPipeline, type[DiffusionPipeline]] = {}
@@ -31,7 +31,7 @@ class PipelineCopies:
         own.__class__ = self._classes[pipeline]
         # Noise schedulers keep their place in the trajectory.
         own.scheduler = copy.deepcopy(scheduler or pipeline.scheduler)
-        for name, tokenizer in tokenizers(pipeline).items():
+        for name, tokenizer in tokenizers_of(pipeline).items():
             setattr(own, name, self._own_tokenizer(tokenizer))
         own.set_progress_bar_config(disable=True)
         if on_step is not None:
@@ -45,7 +45,7 @@ class PipelineCopies:
         return self._tokenizers[tokenizer]
 
 
-def tokenizers(pipeline: DiffusionPipeline) -> dict[str, Any]:
+def tokenizers_of(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """The pipeline's, by the names of its components.
 
     Before it encodes, a tokenizer notes in itself how far to pad and where to cut: two threads must

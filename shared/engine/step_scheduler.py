@@ -55,22 +55,27 @@ class StepScheduler(Generic[CallT]):
     than the last forward had counts as come so much later as the change takes.
 
     Calls of a later priority go by themselves where no others are, as guests in a forward that
-    has room to spare, and now and then before the others if they are to have a part of the time.
+    has room to spare, and now and then before the others: a decode that these can wait for, one
+    between two forwards, and whatever there is if they are to have a part of the time.
     """
 
     def __init__(
         self,
         max_pixels: Mapping[str, int],
         spare_pixels: Callable[[Sequence[CallT]], int] = lambda _: 0,
+        can_wait: Callable[[CallT], bool] = lambda _: False,
         floor: float = 0.0,
     ) -> None:
         """`max_pixels` bounds the forwards of each kind; a larger call goes alone.
 
-        `spare_pixels` says how much guests may add to a forward of these calls. `floor` is the part
-        of the time that later priorities have at least, as guests or by themselves.
+        `spare_pixels` says how much guests may add to a forward of these calls, and `can_wait`
+        whether those of the first priority can wait for this one. `floor` is the part of the time
+        that later priorities have at least, as guests or by themselves.
         """
         self._max_pixels = dict(max_pixels)
         self._spare_pixels = spare_pixels
+        self._can_wait = can_wait
+        self._has_passed = False  # one of a later priority, just now
         self._lanes: dict[LaneId, list[CallT]] = {}
         self._setup: Hashable = ()
         self._last: tuple[Hashable, Hashable] | None = None
@@ -93,12 +98,14 @@ class StepScheduler(Generic[CallT]):
             self._share.begin(None)
             return []
         priorities = {lane_id[0] for lane_id in self._lanes}
-        priority = max(priorities) if self._share.is_due else min(priorities)
-        first = max(
-            (call for each, calls in self._lanes.items() if each[0] == priority for call in calls),
-            key=lambda call: (call.kind == "decode", self._delay(call, now)),
-        )
-        own = self._take(_lane_id(first), max(first.pixels, self._max_pixels[first.kind]), now)
+        first = self._first(priorities, now)
+        priority = first.priority
+        if self._has_passed:
+            own = [first]
+            self._lanes[_lane_id(first)].remove(first)
+        else:
+            room = max(first.pixels, self._max_pixels[first.kind])
+            own = self._take(_lane_id(first), room, now)
         guests = self._take_guests(own, now)
         theirs = own if priority > min(priorities) else guests
         is_contended = len(priorities) > 1
@@ -130,6 +137,24 @@ class StepScheduler(Generic[CallT]):
     def lower_limit(self, kind: str, pixels: int) -> None:
         """From now on, forwards of this kind hold at most this much."""
         self._max_pixels[kind] = max(1, min(self._max_pixels[kind], pixels))
+
+    def _first(self, priorities: set[int], now: float) -> CallT:
+        """Whose turn it is."""
+        first, last = min(priorities), max(priorities)
+        if self._share.is_due or first == last:
+            self._has_passed = False
+            return self._most_delayed(last, now)
+        late = self._most_delayed(last, now)
+        can_pass = late.kind == "decode" and not self._has_passed
+        self._has_passed = can_pass and self._can_wait(late)
+        return late if self._has_passed else self._most_delayed(first, now)
+
+    def _most_delayed(self, priority: int, now: float) -> CallT:
+        """Decodes before all others."""
+        return max(
+            (call for each, calls in self._lanes.items() if each[0] == priority for call in calls),
+            key=lambda call: (call.kind == "decode", self._delay(call, now)),
+        )
 
     def _delay(self, call: CallT, now: float) -> float:
         waited = now - call.submitted_at
