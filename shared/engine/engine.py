@@ -587,11 +587,13 @@ class DenoiseEngine:
         return self._guest_time.spent_s - request.spent_s
 
     def _guests_share_s(self, calls: list[_Parked]) -> float:
-        """By how much bulk calls make a forward longer, as far as that is known."""
+        """By how much bulk calls make a forward with others longer, as far as that is known."""
         own, guests = (
             sum(call.step.rows for call in calls if call.priority == priority)
             for priority in Priority
         )
+        if not (own and guests):
+            return 0.0
         return self._forward_s(calls[0], own + guests) - self._forward_s(calls[0], own)
 
     def _forward_s(self, call: _Parked, rows: int) -> float:

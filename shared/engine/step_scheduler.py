@@ -102,7 +102,7 @@ class StepScheduler(Generic[CallT]):
         priority = first.priority
         if self._has_passed:
             own = [first]
-            self._lanes[_lane_id(first)].remove(first)
+            self.remove(first)
         else:
             room = max(first.pixels, self._max_pixels[first.kind])
             own = self._take(_lane_id(first), room, now)
