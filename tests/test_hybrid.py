@@ -38,7 +38,7 @@ def service(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DeployedService]:
     service = DeployedService(cluster, tmp_path_factory.mktemp("service"))
-    service.deploy()
+    service.deploy(engine={"bulk_slack": 0.5})
     service.wait_for_generators(1)
     yield service
     service.delete()

@@ -103,7 +103,7 @@ def test_the_first_priority_goes_first() -> None:
 
 
 def with_room(spare: int, *calls: Call, budget: int = 100) -> StepScheduler[Call]:
-    step_scheduler = StepScheduler[Call]({"denoise": budget, "decode": 0}, lambda own: spare)
+    step_scheduler = StepScheduler[Call]({"denoise": budget, "decode": 0}, lambda own, room: spare)
     for call in calls:
         step_scheduler.add(call)
     return step_scheduler
@@ -129,7 +129,7 @@ def test_a_decode_of_a_later_priority_goes_between_two_forwards_that_can_wait() 
 
     def served(most_pixels: int) -> list[str]:
         step_scheduler = StepScheduler[Call](
-            {"denoise": 100, "decode": 100}, can_wait=lambda call: call.pixels <= most_pixels
+            {"denoise": 100, "decode": 100}, can_pass=lambda call: call.pixels <= most_pixels
         )
         for call in calls:
             step_scheduler.add(call)
@@ -137,7 +137,7 @@ def test_a_decode_of_a_later_priority_goes_between_two_forwards_that_can_wait() 
 
     assert served(most_pixels=9) == ["large", "online", "large", "online"]
     assert served(most_pixels=1) == ["online"] * 4
-    step_scheduler = StepScheduler[Call]({"denoise": 1, "decode": 9}, can_wait=lambda _: True)
+    step_scheduler = StepScheduler[Call]({"denoise": 1, "decode": 9}, can_pass=lambda _: True)
     for call in calls[:3]:
         step_scheduler.add(call)
     assert turns(step_scheduler, now=0, number=2) == ["small", "online"]  # what was asked for
@@ -180,7 +180,9 @@ def test_a_floor_is_kept_and_no_more() -> None:
 
 def test_what_guests_have_counts_towards_the_floor() -> None:
     calls = [Call("online", "a", pixels=2), Call("bulk", "a", pixels=2, priority=1)]
-    step_scheduler = StepScheduler[Call]({"denoise": 8, "decode": 0}, lambda own: 2, floor=0.4)
+    step_scheduler = StepScheduler[Call](
+        {"denoise": 8, "decode": 0}, lambda own, room: 2, floor=0.4
+    )
     for call in calls:
         step_scheduler.add(call)
     assert set(turns(step_scheduler, now=0, number=50)) == {"online+bulk"}

@@ -19,11 +19,15 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     flat_forward      a forward of tensors alone, for what reads one
     step_scheduler    who goes next                           (policy, no tensors)
     waiting_line      who is let in                           (policy, no tensors)
-    step_times        who can finish when                     (policy, no tensors)
-    guest_time        how much guests may slow others down    (policy, no tensors)
+    step_times        how long forwards take                  (policy, no tensors)
     expected_work     what a request will take                (reads arguments)
-    forward_log       the latest of them, to look at
+    under_way         a request, and the call it is parked at (state)
+    forecast          who can finish when
+    guest_time        how much guests may slow others down    (policy, no tensors)
+    guests            what bulk requests have beside online ones
     forwards          shared forwards: rules, memory, failures
+    forward_log       the latest of them, to look at
+    totals            sums behind the counters
     pipeline_copies   a pipeline of each request's own
     takeover          which calls of a pipeline park
     adapters          which LoRA adapters are active          (the weights' state)

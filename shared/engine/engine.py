@@ -3,15 +3,12 @@
 import atexit
 import functools
 import logging
-import math
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,101 +16,29 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from shared.config import Compiler, EngineConfig
-from shared.counters import EngineCounters, EngineForwards, Member, Priority, RequestCounters
+from shared.counters import EngineCounters, EngineForwards, Priority, RequestCounters
 from shared.engine import step_batch
 from shared.engine.adapters import Adapters, AdapterSet, adapter_set
 from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.device_timer import DeviceTimer
-from shared.engine.expected_work import ExpectedWork, expected_work, pipeline_scale
+from shared.engine.expected_work import expected_work, pipeline_scale
+from shared.engine.forecast import Forecast
 from shared.engine.forward_log import ForwardLog
 from shared.engine.forwards import Forwards
-from shared.engine.guest_time import GuestTime
+from shared.engine.guests import Guests
 from shared.engine.pipeline_copies import PipelineCopies
 from shared.engine.prompt_cache import PromptCache
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from shared.engine.step_scheduler import StepScheduler
-from shared.engine.step_times import StepTimes, Work
 from shared.engine.takeover import check_same_modules, take_over
 from shared.engine.tickets import RequestStats, Step, Ticket
+from shared.engine.totals import Totals
+from shared.engine.under_way import ParkedCall, Request
 from shared.engine.waiting_line import WaitingLine
-from shared.errors import Cancelled, DeadlineExceeded, EngineDead, QueueFull
+from shared.errors import DeadlineExceeded, EngineDead, QueueFull
 
 logger = logging.getLogger(__name__)
-
-# Under which counter an error goes that is not a failure.
-_ENDS: dict[type[BaseException], str] = {
-    Cancelled: "num_cancelled",
-    DeadlineExceeded: "num_expired",
-}
-
-
-# What a step is taken for where none was timed: so little that it soon goes, and is.
-_UNKNOWN_STEP_S = 1e-3
-
-
-@dataclass(eq=False)
-class _Request:
-    ticket: Ticket
-    pipeline: DiffusionPipeline
-    scheduler: SchedulerMixin | None
-    pipeline_kwargs: dict[str, Any]
-    priority: Priority
-    adapters: AdapterSet
-    deadline: float | None  # on the clock of time.perf_counter
-    on_step: Callable[[Step], None] | None
-    expected: ExpectedWork
-    submitted_at: float
-    spent_s: float = 0.0  # what guests had spent until then
-    # Whatever is logged in its pipeline is logged as where it was submitted: with its request's id.
-    context: Context = field(default_factory=copy_context)
-    started_at: float = 0.0
-    number: int = 0  # among those that were let in
-    run: PipelineRun | None = None
-    parked: "_Parked | None" = None  # None: not started, or just ended
-    num_forwards: int = 0
-    num_shared_forwards: int = 0
-    # What is to be done with each of its calls, before it is run.
-    examine: Callable[[StepCall], None] | None = None
-
-    @property
-    def pixels(self) -> int:
-        return self.expected.pixels * self.expected.pictures
-
-
-@dataclass(frozen=True, eq=False)
-class _Parked:
-    """A request's parked call, as the step scheduler sees it."""
-
-    request: _Request
-    step: StepCall
-    pixels: int
-    seconds_alone: float
-
-    @property
-    def submitted_at(self) -> float:
-        return self.request.submitted_at
-
-    @property
-    def kind(self) -> str:
-        return self.step.kind
-
-    @property
-    def pixels_per_row(self) -> int:
-        return self.pixels // max(1, self.step.rows)
-
-    @property
-    def key(self) -> step_batch.CallKey:
-        return self.step.key
-
-    @property
-    def priority(self) -> int:
-        return self.request.priority
-
-    @property
-    def setup(self) -> AdapterSet | None:
-        """The decoder has no adapters."""
-        return None if self.kind == "decode" else self.request.adapters
 
 
 @dataclass
@@ -124,29 +49,6 @@ class _Forward:
     pixels_per_row: int
     rows: int
     is_usual: bool = True
-
-
-@dataclass
-class _RequestTotals:
-    """Sums behind the counters of one priority."""
-
-    ends: Counter[str] = field(default_factory=Counter)
-    num_rows: int = 0
-    queue_s: float = 0.0
-    work_s: float = 0.0
-
-
-@dataclass
-class _Totals:
-    """Sums behind the counters."""
-
-    of: dict[Priority, _RequestTotals] = field(
-        default_factory=lambda: {priority: _RequestTotals() for priority in Priority}
-    )
-    requests_per_forward: Counter[int] = field(default_factory=Counter)
-    num_decodes: int = 0
-    denoise_s: float = 0.0
-    decode_s: float = 0.0
 
 
 class DenoiseEngine:
@@ -162,7 +64,7 @@ class DenoiseEngine:
         self._pipeline = pipeline
         self._config = (config or EngineConfig()).on(pipeline.device.type)
         self._changed = threading.Condition()  # guards what submit() and counters() look at
-        self._waiting = WaitingLine[_Request](
+        self._waiting = WaitingLine[Request](
             max_waiting={
                 Priority.ONLINE: self._config.max_queued,
                 Priority.BULK: self._config.max_queued_bulk,
@@ -170,30 +72,35 @@ class DenoiseEngine:
             max_in_flight=self._config.max_in_flight,
             max_pixels=self._config.max_pixels_in_flight,
         )
-        self._running: list[_Request] = []
+        self._running: list[Request] = []
         self._is_closing = False
         self._death: BaseException | None = None
-        self._totals = _Totals()
+        self._totals = Totals()
         self._name = uuid.uuid4().hex[:8]
         self._num_started = 0
         self._log = ForwardLog()
         self._moved_at: float | None = None  # when it began what it is at; None: waits for work
         self._timer = DeviceTimer[_Forward](pipeline.device)
-        self._times = StepTimes()
-        self._rows_per_picture = {True: 1, False: 1}  # by whether guided; learned
-        self._guest_time = GuestTime(self._config.bulk_slack)
+        self._forecast = Forecast()
         self._copies = PipelineCopies()
         self._pixels_per_latent = pipeline_scale(pipeline) ** 2
         self._forwards = Forwards(self._config, self._pixels_per_latent)
+        self._guests = Guests(
+            self._config.bulk_slack,
+            self._running,
+            self._is_online_waiting,
+            self._forecast,
+            self._forwards,
+        )
         self._adapters = Adapters(pipeline)
         self._prompts = PromptCache(self._config.max_prompt_cache_bytes)
-        self._step_scheduler = StepScheduler[_Parked](
+        self._step_scheduler = StepScheduler[ParkedCall](
             {
                 "denoise": self._config.max_pixels_per_forward,
                 "decode": self._config.max_pixels_per_decode,
             },
-            self._spare_pixels,
-            self._can_wait,
+            self._guests.spare_pixels,
+            self._guests.can_pass,
             self._config.bulk_floor,
         )
         self._thread = threading.Thread(target=self._main, name="denoise-engine", daemon=True)
@@ -225,7 +132,7 @@ class DenoiseEngine:
         now = time.perf_counter()
         pipeline = pipeline or self._pipeline
         check_same_modules(pipeline, self._pipeline)
-        request = _Request(
+        request = Request(
             ticket=Ticket(self._thread),
             pipeline=pipeline,
             scheduler=scheduler,
@@ -236,7 +143,7 @@ class DenoiseEngine:
             on_step=on_step,
             expected=expected_work(pipeline, pipeline_kwargs),
             submitted_at=now,
-            spent_s=self._guest_time.spent_s,
+            guests_until_then_s=self._guests.spent_s,
         )
         self._adapters.check(request.adapters)
         self._enqueue(request)
@@ -270,15 +177,10 @@ class DenoiseEngine:
         self, examine: Callable[[StepCall], None], pipeline_kwargs: dict[str, Any]
     ) -> None:
         """Render, and in the engine's thread look at each of its calls before it is run."""
-        request = _Request(
+        request = Request(
             ticket=Ticket(self._thread),
             pipeline=self._pipeline,
-            scheduler=None,
             pipeline_kwargs=pipeline_kwargs,
-            priority=Priority.ONLINE,
-            adapters=(),
-            deadline=None,
-            on_step=None,
             expected=expected_work(self._pipeline, pipeline_kwargs),
             submitted_at=time.perf_counter(),
             examine=examine,
@@ -310,7 +212,7 @@ class DenoiseEngine:
     def forwards(self) -> EngineForwards:
         """The latest ones, who was in them, and who is to be in the next."""
         with self._changed:
-            running = tuple(_as_member(each, self._rows(each)) for each in self._running)
+            running = tuple(each.as_member(self._forecast.rows(each)) for each in self._running)
             return EngineForwards(self._name, self.counters(), running, self._log.latest())
 
     def _request_counters(self, priority: Priority) -> RequestCounters:
@@ -363,14 +265,14 @@ class DenoiseEngine:
     ) -> None:
         self.close(cancel=error is not None)
 
-    def _enqueue(self, request: _Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         with self._changed:
             self._raise_unless_open()
             if self._waiting.is_full(request.priority):
                 num_waiting = self._waiting.num_waiting(request.priority)
                 raise QueueFull(f"{num_waiting} requests are already waiting")
-            if not self._can_finish(request, self._under_way(), request.submitted_at):
-                if self._can_finish(request, [], request.submitted_at):
+            if not self._forecast.can_finish(request, self._under_way(), request.submitted_at):
+                if self._forecast.can_finish(request, [], request.submitted_at):
                     raise QueueFull("the work under way leaves it too little time")
                 self._totals.of[request.priority].ends["num_expired"] += 1
                 raise DeadlineExceeded("it cannot be finished in the time that it has")
@@ -387,35 +289,16 @@ class DenoiseEngine:
     def _stalled_s(self) -> float:
         return 0.0 if self._moved_at is None else time.perf_counter() - self._moved_at
 
-    def _can_finish(self, request: _Request, others: list[_Request], now: float) -> bool:
-        """Whether it can be done by its deadline, as far as the times so far tell."""
-        if request.deadline is None:
-            return True
-        rivals = [self._work_left(each) for each in others if _shares_forwards(each, request)]
-        return now + self._times.seconds_left(self._work_left(request), rivals) < request.deadline
+    def _share_s(self, request: Request) -> float:
+        max_pixels = self._step_scheduler.max_pixels("denoise")
+        return self._forecast.share_s(request, self._config.max_in_flight, max_pixels)
 
-    def _work(self, request: _Request) -> Work:
-        expected = request.expected
-        return Work(expected.pixels, self._rows(request), expected.steps)
-
-    def _rows(self, request: _Request) -> int:
-        expected = request.expected
-        return expected.pictures * self._rows_per_picture[expected.guided]
-
-    def _work_left(self, request: _Request) -> Work:
-        work = self._work(request)
-        return replace(work, steps=max(0, work.steps - request.num_forwards))
-
-    def _share_s(self, request: _Request) -> float:
-        """What is left of it, in seconds of an engine that is full of such requests."""
-        return self._times.share_s(
-            self._work_left(request),
-            max_requests=self._config.max_in_flight,
-            max_pixels=self._step_scheduler.max_pixels("denoise"),
-        )
-
-    def _under_way(self) -> list[_Request]:
+    def _under_way(self) -> list[Request]:
         return [*self._running, *self._waiting]
+
+    def _is_online_waiting(self) -> bool:
+        with self._changed:
+            return self._waiting.num_waiting(Priority.ONLINE) > 0
 
     # Everything below runs in the engine's thread.
 
@@ -456,11 +339,11 @@ class DenoiseEngine:
 
     def _drop_the_unwanted(self) -> None:
         """Cancelled requests, and those whose time is over."""
-        reason = functools.partial(_reason_to_drop, now=time.perf_counter())
+        now = time.perf_counter()
         with self._changed:
-            waiting = self._waiting.take_all(lambda request: reason(request) is not None)
+            waiting = self._waiting.take_all(lambda each: each.reason_to_drop(now) is not None)
         for request in [*waiting, *self._running]:
-            error = reason(request)
+            error = request.reason_to_drop(now)
             if error is None:
                 continue
             if request.parked is None:
@@ -474,7 +357,7 @@ class DenoiseEngine:
             now = self._moved_at = request.started_at = time.perf_counter()
             self._num_started += 1
             request.number = self._num_started
-            if not self._can_finish(request, self._running, now):
+            if not self._forecast.can_finish(request, self._running, now):
                 with self._changed:
                     self._running.remove(request)
                 self._fail(request, DeadlineExceeded("it waited until its time could not suffice"))
@@ -483,16 +366,16 @@ class DenoiseEngine:
             request.run = PipelineRun(function, request.context)
             self._settle(request, request.run.start())
             if self._is_guest(request):  # a start takes time too, and others wait
-                self._guest_time.spend(time.perf_counter() - now)
+                self._guests.spend(time.perf_counter() - now)
                 return
 
-    def _next_admitted(self) -> _Request | None:
+    def _next_admitted(self) -> Request | None:
         """Bulk work is let in only where it would go soon: what is started takes up memory."""
         with self._changed:
             for priority in Priority:
                 first = self._waiting.first(priority)
                 if first is None or not self._step_scheduler.may_start(
-                    priority, first.expected.pixels * self._rows(first)
+                    priority, first.expected.pixels * self._forecast.rows(first)
                 ):
                     continue
                 request = self._waiting.take(priority, self._running)
@@ -501,10 +384,10 @@ class DenoiseEngine:
                     return request
             return None
 
-    def _is_guest(self, request: _Request) -> bool:
+    def _is_guest(self, request: Request) -> bool:
         return request.priority != self._step_scheduler.first_priority()
 
-    def _call_pipeline(self, request: _Request) -> Any:
+    def _call_pipeline(self, request: Request) -> Any:
         copy = self._copies.copy(request.pipeline, request.scheduler, request.on_step)
         return copy(**request.pipeline_kwargs)
 
@@ -516,7 +399,7 @@ class DenoiseEngine:
         outputs = self._forward(calls)
         self._count_forward(calls)
         self._learn_times()
-        guests_s = self._guests_share_s(calls)
+        guests_s = self._guests.share_s(calls)
         for call, output in zip(calls, outputs, strict=True):
             resumed_at = time.perf_counter()
             if isinstance(output, Exception):
@@ -527,83 +410,12 @@ class DenoiseEngine:
             if call.priority == Priority.BULK:
                 guests_s += time.perf_counter() - resumed_at
         is_theirs = all(call.priority == Priority.BULK for call in calls)
-        self._guest_time.spend(time.perf_counter() - now if is_theirs else guests_s)
+        self._guests.spend(time.perf_counter() - now if is_theirs else guests_s)
         if not self._running:  # and nothing may come for long
             self._timer.wait()
             self._learn_times()
 
-    def _spare_pixels(self, calls: Sequence[_Parked]) -> int:
-        """What bulk calls may add to a forward of these: instead of padding, and of their slack."""
-        first, rows = calls[0], sum(call.step.rows for call in calls)
-        if not rows or first.kind == "decode" or first.priority == Priority.BULK:
-            return 0
-        slacks = self._slacks(self._forward_s(first, rows))
-        step_s = min(slack_s / num_steps for slack_s, num_steps in slacks)
-        row_s = self._times.of_row(first.kind, first.pixels_per_row)
-        full = self._forwards.full_rows(first.step, rows)
-        fitting = self._step_scheduler.max_pixels(first.kind) // first.pixels_per_row
-        most = max(full, min(fitting, full + int(step_s / row_s if row_s else 0)))
-        while self._forwards.full_rows(first.step, most) > most:
-            most -= 1
-        return (most - rows) * first.pixels_per_row
-
-    def _can_wait(self, call: _Parked) -> bool:
-        """Whether online requests have slack enough for this bulk call to go before them."""
-        seconds = self._forward_s(call, call.step.rows)
-        return bool(seconds) and all(slack_s > seconds for slack_s, _ in self._slacks())
-
-    def _slacks(self, forward_s: float = 0.0) -> Iterator[tuple[float, int]]:
-        """How long each online request can wait for bulk ones, in seconds, and its steps left.
-
-        The next forward takes `forward_s`, and nobody's steps come faster than that.
-        """
-        with self._changed:
-            has_queue = self._waiting.num_waiting(Priority.ONLINE) > 0
-        for request in self._running:
-            if request.priority == Priority.BULK:
-                continue
-            num_steps = request.expected.steps - request.num_forwards
-            if not self._config.bulk_slack or has_queue or num_steps <= 0:
-                yield 0.0, 1  # the last: of some pipelines a step has several forwards
-            else:
-                yield self._slack_s(request, num_steps, forward_s), num_steps
-
-    def _slack_s(self, request: _Request, num_steps: int, forward_s: float) -> float:
-        now = time.perf_counter()
-        guests_s = self._guests_s(request)
-        own_s = now - request.submitted_at - guests_s
-        if request.num_forwards:
-            forward_s = max(forward_s, own_s / request.num_forwards)  # as it went so far
-        decode_s = self._times.of_forward("decode", request.expected.pixels, rows=1)
-        left_s = max(
-            num_steps * forward_s + decode_s,
-            self._times.seconds_left(self._work_left(request), []),
-        )
-        spare_s = math.inf if request.deadline is None else request.deadline - now - left_s
-        return self._guest_time.slack_s(request.pixels, own_s + left_s, guests_s, spare_s)
-
-    def _guests_s(self, request: _Request) -> float:
-        """What bulk requests had of its time."""
-        return self._guest_time.spent_s - request.spent_s
-
-    def _guests_share_s(self, calls: list[_Parked]) -> float:
-        """By how much bulk calls make a forward with others longer, as far as that is known."""
-        own, guests = (
-            sum(call.step.rows for call in calls if call.priority == priority)
-            for priority in Priority
-        )
-        if not (own and guests):
-            return 0.0
-        return self._forward_s(calls[0], own + guests) - self._forward_s(calls[0], own)
-
-    def _forward_s(self, call: _Parked, rows: int) -> float:
-        """What a forward of so many rows as those of `call` takes; 0 where that is unknown."""
-        if not rows:
-            return 0.0
-        full = self._forwards.full_rows(call.step, rows)
-        return self._times.of_forward(call.kind, call.pixels_per_row, full)
-
-    def _forward(self, calls: list[_Parked]) -> list[Any]:
+    def _forward(self, calls: list[ParkedCall]) -> list[Any]:
         """Each call's output, or its exception."""
         first, rows = calls[0], sum(call.step.rows for call in calls)
         try:
@@ -623,11 +435,11 @@ class DenoiseEngine:
             self._step_scheduler.lower_limit(first.kind, limit)
         return outputs
 
-    def _throw(self, request: _Request, error: Exception) -> None:
+    def _throw(self, request: Request, error: Exception) -> None:
         assert request.run is not None
         self._settle(request, request.run.throw(error))
 
-    def _settle(self, request: _Request, call: ModuleCall | None) -> None:
+    def _settle(self, request: Request, call: ModuleCall | None) -> None:
         """Park a run that went on to its next `call`, or finish it at its end."""
         run = request.run
         assert run is not None
@@ -652,17 +464,15 @@ class DenoiseEngine:
         else:
             self._complete(request, run.result)
 
-    def _park(self, request: _Request, call: ModuleCall) -> None:
+    def _park(self, request: Request, call: ModuleCall) -> None:
         step = step_batch.describe(call)
         if request.examine and step.rows:
             request.examine(step)
         if step.kind == "denoise" and step.rows:
-            expected = request.expected
-            self._rows_per_picture[expected.guided] = max(1, step.rows // expected.pictures)
+            self._forecast.learn_rows(request, step.rows)
         pixels = step.latents * self._pixels_per_latent or request.pixels
-        work = self._work(request)
-        seconds_alone = self._times.seconds_left(work, []) or work.steps * _UNKNOWN_STEP_S
-        request.parked = _Parked(request, step, pixels, seconds_alone)
+        seconds_alone = self._forecast.seconds_alone(request)
+        request.parked = ParkedCall(request, step, pixels, seconds_alone)
         self._step_scheduler.add(request.parked)
 
     def _activate_for(self, run: PipelineRun) -> AdapterSet:
@@ -671,19 +481,18 @@ class DenoiseEngine:
         self._adapters.activate(request.adapters)
         return request.adapters
 
-    def _activate(self, call: _Parked) -> None:
+    def _activate(self, call: ParkedCall) -> None:
         if call.setup is None:
             return
         seconds = self._adapters.activate(call.setup)
         if seconds:
             self._step_scheduler.setup_s = seconds
 
-    def _complete(self, request: _Request, result: Any) -> None:
+    def _complete(self, request: Request, result: Any) -> None:
         queue_s = request.started_at - request.submitted_at
         run_s = time.perf_counter() - request.started_at
-        if request.priority == Priority.ONLINE and not request.examine:
-            own_s = queue_s + run_s - self._guests_s(request)
-            self._guest_time.learn(request.pixels, max(0.0, own_s))
+        if not request.examine:
+            self._guests.learn(request, queue_s + run_s)
         stats = RequestStats(
             queue_s=queue_s,
             run_s=run_s,
@@ -691,15 +500,12 @@ class DenoiseEngine:
             num_shared_forwards=request.num_shared_forwards,
         )
         with self._changed:
-            totals = self._totals.of[request.priority]
-            totals.queue_s += queue_s
-            totals.ends["num_completed"] += 1
+            self._totals.of[request.priority].count_completed(queue_s)
         request.ticket.complete(result, stats)
 
-    def _fail(self, request: _Request, error: BaseException) -> None:
+    def _fail(self, request: Request, error: BaseException) -> None:
         with self._changed:
-            ends = self._totals.of[request.priority].ends
-            ends[_ENDS.get(type(error), "num_failed")] += 1
+            self._totals.of[request.priority].count_failed(error)
         request.ticket.fail(error)
 
     def _die(self, error: BaseException) -> None:
@@ -714,57 +520,22 @@ class DenoiseEngine:
                 request.run.throw(dead)  # let the pipeline clean up behind itself
             self._fail(request, dead)
 
-    def _count_forward(self, calls: list[_Parked]) -> None:
+    def _count_forward(self, calls: list[ParkedCall]) -> None:
         for call in calls:
             call.request.num_forwards += call.kind == "denoise"
             call.request.num_shared_forwards += len(calls) > 1
         with self._changed:
+            self._totals.count_forward(calls)
             if calls[0].kind == "decode":
-                self._totals.num_decodes += 1
                 return
-            self._totals.requests_per_forward[len(calls)] += 1
-            for call in calls:
-                self._totals.of[call.request.priority].num_rows += call.step.rows
-            members = [_as_member(call.request, call.step.rows) for call in calls]
+            members = [call.request.as_member(call.step.rows) for call in calls]
             self._log.add(calls[0].pixels_per_row, self._forwards.num_padding_rows, members)
 
     def _learn_times(self) -> None:
         with self._changed:
             for forward, seconds in self._timer.take_done():
-                if forward.kind == "decode":
-                    self._totals.decode_s += seconds
-                else:
-                    self._totals.denoise_s += seconds
+                self._totals.count_seconds(forward.kind, seconds)
                 if forward.rows and forward.is_usual:
-                    self._times.observe(forward.kind, forward.pixels_per_row, forward.rows, seconds)
-
-
-def _as_member(request: _Request, rows: int) -> Member:
-    return Member(
-        request=request.number,
-        priority=request.priority.label,
-        rows=rows,
-        step=request.num_forwards,
-        num_steps=max(request.num_forwards, request.expected.steps),
-    )
-
-
-def _shares_forwards(one: _Request, other: _Request) -> bool:
-    """Whether `one` is mostly in the same forwards as `other`, and cannot be made to wait for it.
-
-    What is of another size can.
-    """
-    return (
-        one is not other
-        and one.priority <= other.priority
-        and one.adapters == other.adapters
-        and one.expected.pixels == other.expected.pixels
-    )
-
-
-def _reason_to_drop(request: _Request, now: float) -> Exception | None:
-    if request.ticket.is_cancel_asked:
-        return Cancelled("cancelled before it was finished")
-    if request.deadline is not None and now >= request.deadline:
-        return DeadlineExceeded("it was not finished in the time that it had")
-    return None
+                    self._forecast.times.observe(
+                        forward.kind, forward.pixels_per_row, forward.rows, seconds
+                    )

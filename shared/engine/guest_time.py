@@ -22,11 +22,6 @@ class GuestTime:
             lambda: deque(maxlen=_REMEMBERED)
         )
         self._slow_s: dict[int, float] = {}
-        self.spent_s = 0.0
-
-    def spend(self, seconds: float) -> None:
-        """Guests had so much of the time of requests that are there."""
-        self.spent_s += seconds
 
     def learn(self, pixels: int, own_s: float) -> None:
         """A request took so long, without what guests had of its time."""

@@ -62,19 +62,19 @@ class StepScheduler(Generic[CallT]):
     def __init__(
         self,
         max_pixels: Mapping[str, int],
-        spare_pixels: Callable[[Sequence[CallT]], int] = lambda _: 0,
-        can_wait: Callable[[CallT], bool] = lambda _: False,
+        spare_pixels: Callable[[Sequence[CallT], int], int] = lambda _, room: 0,
+        can_pass: Callable[[CallT], bool] = lambda _: False,
         floor: float = 0.0,
     ) -> None:
         """`max_pixels` bounds the forwards of each kind; a larger call goes alone.
 
-        `spare_pixels` says how much guests may add to a forward of these calls, and `can_wait`
-        whether those of the first priority can wait for this one. `floor` is the part of the time
-        that later priorities have at least, as guests or by themselves.
+        `spare_pixels` says how much guests may add to a forward of these calls that has room for
+        so much, and `can_pass` whether those of the first priority can wait for this one. `floor`
+        is the part of the time that later priorities have at least, as guests or by themselves.
         """
         self._max_pixels = dict(max_pixels)
         self._spare_pixels = spare_pixels
-        self._can_wait = can_wait
+        self._can_pass = can_pass
         self._has_passed = False  # one of a later priority, just now
         self._lanes: dict[LaneId, list[CallT]] = {}
         self._setup: Hashable = ()
@@ -146,7 +146,7 @@ class StepScheduler(Generic[CallT]):
             return self._most_delayed(last, now)
         late = self._most_delayed(last, now)
         can_pass = late.kind == "decode" and not self._has_passed
-        self._has_passed = can_pass and self._can_wait(late)
+        self._has_passed = can_pass and self._can_pass(late)
         return late if self._has_passed else self._most_delayed(first, now)
 
     def _most_delayed(self, priority: int, now: float) -> CallT:
@@ -165,7 +165,8 @@ class StepScheduler(Generic[CallT]):
     def _take_guests(self, own: list[CallT], now: float) -> list[CallT]:
         """Calls of later priorities that fit into the room that a forward of `own` has to spare."""
         first = own[0]
-        room = min(self._max_pixels[first.kind] - _pixels(own), self._spare_pixels(own))
+        room = self._max_pixels[first.kind] - _pixels(own)
+        room = min(room, self._spare_pixels(own, room))
         lanes = [
             lane_id
             for lane_id in self._lanes
