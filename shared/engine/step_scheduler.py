@@ -145,8 +145,8 @@ class StepScheduler(Generic[CallT]):
             self._has_passed = False
             return self._most_delayed(last, now)
         late = self._most_delayed(last, now)
-        can_pass = late.kind == "decode" and not self._has_passed
-        self._has_passed = can_pass and self._can_pass(late)
+        is_its_turn = late.kind == "decode" and not self._has_passed
+        self._has_passed = is_its_turn and self._can_pass(late)
         return late if self._has_passed else self._most_delayed(first, now)
 
     def _most_delayed(self, priority: int, now: float) -> CallT:
