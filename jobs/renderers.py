@@ -34,6 +34,7 @@ from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
 from jobs.progress import Progress
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import ModelUnavailable
+from shared.model_names import find_folder
 from shared.model_profile import ServedModel
 from shared.watchdog import start_watchdog
 
@@ -65,6 +66,7 @@ class Engines:
         asked: Mapping[str, float | None],
     ) -> None:
         """Raises ModelUnavailable. `asked` are the fields of Workers that are not left to us."""
+        find_folder(model)
         from shared.model_files import describe_model  # not in a job through a service:
         from shared.pipeline import check_fits  # these load torch and diffusers
 

@@ -28,7 +28,7 @@ from shared.arguments import (
 )
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
-from shared.model_names import absolute
+from shared.model_names import absolute, find_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,10 +66,12 @@ def _find_problem(
     for name in same_names(models):
         return f"Several models are named {name!r}: the last parts of their folders have to differ"
     if address == "local":  # on a cluster the model need not be on this machine
-        from shared.model_files import describe_model  # seconds: it loads diffusers
-        from shared.pipeline import check_fits
-
         try:
+            for model in models:
+                find_folder(model)
+            from shared.model_files import describe_model  # seconds: it loads diffusers
+            from shared.pipeline import check_fits
+
             for model in models:
                 describe_model(model)
                 check_fits(model)

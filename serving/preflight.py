@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from shared.config import ModelConfig
 from shared.errors import ModelUnavailable
+from shared.model_names import find_folder
 
 
 def check_model(model: ModelConfig, num_cpus: float, num_gpus: float) -> None:
@@ -18,15 +19,18 @@ def check_model(model: ModelConfig, num_cpus: float, num_gpus: float) -> None:
     Where there is no such node yet, or one does not answer, nothing can be said. A hub id is
     downloaded by whoever is asked.
     """
+    here = ray.get_runtime_context().get_node_id()
     nodes = _nodes({"CPU": num_cpus, "GPU": num_gpus})
-    if ray.get_runtime_context().get_node_id() in nodes and _look(model) is None:
+    reasons = [_look(model)] if here in nodes else []
+    if reasons == [None]:
         return  # most clusters' nodes are alike, and another process takes seconds to start
     look = ray.remote(num_cpus=0)(_look)
     looks = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
         for node in nodes
+        if node != here
     ]
-    reasons = [_answer(each) for each in [each.remote(model) for each in looks]]
+    reasons += [_answer(each) for each in [each.remote(model) for each in looks]]
     if reasons and all(reasons):
         raise ModelUnavailable(reasons[0])
 
@@ -41,9 +45,10 @@ def _answer(look: ray.ObjectRef) -> str | None:
 
 def _look(model: ModelConfig) -> str | None:
     """What is wrong with it on this node."""
-    from shared.model_files import describe_model  # seconds: it loads diffusers
-
     try:
+        find_folder(model)
+        from shared.model_files import describe_model  # seconds: it loads diffusers
+
         describe_model(model)
     except ModelUnavailable as error:
         return str(error)

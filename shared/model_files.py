@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
-from shared.model_names import local_folder, model_id
+from shared.model_names import find_folder, model_id
 from shared.model_profile import CompleteDefaults, ModelProfile
 from shared.request import ImageRequest
 
@@ -43,13 +43,9 @@ def resolve_folder(config: ModelConfig) -> Path:
 
     Raises ModelUnavailable if there is none, or if it has no safetensors weights.
     """
-    folder = local_folder(config)
+    folder = find_folder(config)
     if folder is not None:
         return folder
-    if Path(config.name).expanduser().exists() or config.name.startswith((".", "/", "~")):
-        raise ModelUnavailable(
-            f"{config.name} is not a diffusers folder: no model_index.json in it"
-        )
     try:
         return Path(
             DiffusionPipeline.download(

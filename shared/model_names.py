@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from shared.config import ModelConfig
+from shared.errors import ModelUnavailable
 
 BUNDLED_MODELS = Path(__file__).resolve().parent.parent / "models"
 
 
 def model_id(config: ModelConfig) -> str:
     """What requests call it: a bundled model's or a hub's name, or the last part of a folder's."""
-    is_folder = local_folder(config) is not None or config.name.startswith((".", "/", "~"))
+    is_folder = local_folder(config) is not None or _says_a_folder(config)
     return Path(config.name).expanduser().absolute().name if is_folder else config.name
 
 
@@ -28,3 +29,17 @@ def local_folder(config: ModelConfig) -> Path | None:
         if (folder / "model_index.json").is_file():
             return folder
     return None
+
+
+def find_folder(config: ModelConfig) -> Path | None:
+    """As `local_folder`; raises ModelUnavailable where the name can be no hub id either."""
+    folder = local_folder(config)
+    if folder is None and (Path(config.name).expanduser().exists() or _says_a_folder(config)):
+        raise ModelUnavailable(
+            f"{config.name} is not a diffusers folder: no model_index.json in it"
+        )
+    return folder
+
+
+def _says_a_folder(config: ModelConfig) -> bool:
+    return config.name.startswith((".", "/", "~"))
