@@ -108,6 +108,14 @@ def test_only_loaded_adapters_can_be_asked_for(adapted: DiffusionPipeline) -> No
         engine.submit(**arguments(0), adapters={"oil": 1.0})
 
 
+def test_a_scale_that_would_be_everybodys_is_refused(adapted: DiffusionPipeline) -> None:
+    with (
+        DenoiseEngine(adapted) as engine,
+        pytest.raises(ValueError, match="cross_attention_kwargs: for a scale of its own"),
+    ):
+        engine.submit(**arguments(0), cross_attention_kwargs={"scale": 0.5})
+
+
 def test_a_loaded_pipeline_has_no_adapter_active(config: ModelConfig) -> None:
     with_adapters = load_pipeline(config)
     without = load_pipeline(config.model_copy(update={"adapters": {}}))

@@ -77,6 +77,13 @@ def test_a_finished_run_is_freed_without_the_garbage_collector() -> None:
         gc.enable()
 
 
+def test_a_stop_iteration_ends_a_run_with_what_futures_take() -> None:
+    run = PipelineRun(lambda: next(iter(())))
+    assert run.start() is None
+    assert isinstance(run.error, RuntimeError)
+    assert isinstance(run.error.__cause__, StopIteration)
+
+
 def test_calls_from_outside_a_run_go_through() -> None:
     module = Double()
     with parking(module):

@@ -1,17 +1,20 @@
 """What goes wrong with one request touches that request alone."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
+from PIL import Image
 from torch import nn
 
 from shared.config import EngineConfig
-from shared.engine import DenoiseEngine
+from shared.engine import DenoiseEngine, Step
 from shared.errors import EngineDead
 from tests.conftest import REPO
 from tests.rendering import ONE_OF_255, Gate, arguments, stock
@@ -103,6 +106,62 @@ def test_a_failing_on_step_fails_its_own_request(engine: DenoiseEngine) -> None:
     with pytest.raises(ZeroDivisionError):
         bad.result(timeout=60)
     assert good.result(timeout=60).images.shape == (1, 64, 64, 3)
+
+
+def test_what_a_failed_request_had_is_freed_without_the_garbage_collector(
+    engine: DenoiseEngine,
+) -> None:
+    latents: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(step: Step) -> None:
+        latents.append(weakref.ref(step.denoised))
+        raise torch.OutOfMemoryError("where no forward is")
+
+    gc.disable()
+    try:
+        failed = engine.submit(**arguments(0), on_step=fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            failed.result(timeout=60)
+        del failed
+        engine.submit(**arguments(1)).result(timeout=60)  # it has gone on
+        assert [each() for each in latents] == [None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore:.*upcast_vae.*:FutureWarning")
+def test_an_edit_that_cannot_be_encoded_leaves_the_autoencoder_as_it_was() -> None:
+    pipeline = small_stable_diffusion_xl().to(torch.bfloat16)
+    edits = AutoPipelineForImage2Image.from_pipe(pipeline)
+    edit = {"image": Image.new("RGB", (64, 64)), "num_inference_steps": 4}
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("while encoding")
+
+    with DenoiseEngine(pipeline) as engine:
+        hook = pipeline.vae.encoder.register_forward_pre_hook(fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.submit(pipeline=edits, prompt="a", **edit).result(timeout=60)
+        assert pipeline.vae.dtype == torch.bfloat16
+        hook.remove()
+        assert engine.submit(pipeline=edits, prompt="a", **edit).result(timeout=60).images
+
+
+def test_forwards_that_fail_say_nothing_of_how_long_others_take(engine: DenoiseEngine) -> None:
+    for i in range(3):
+        engine.submit(**arguments(i)).result(timeout=60)
+    wrong = {
+        "prompt_embeds": torch.zeros(1, 77, 5),
+        "negative_prompt_embeds": torch.zeros(1, 77, 5),
+    }
+    known_s = engine.counters().online.work_s / 3
+    for i in range(60):
+        failing = engine.submit(**arguments(i) | {"prompt": None} | wrong)
+        with pytest.raises(RuntimeError):
+            failing.result(timeout=60)
+    before_s = engine.counters().online.work_s
+    engine.submit(**arguments(9)).result(timeout=60)
+    assert engine.counters().online.work_s - before_s > known_s / 10
 
 
 class SmallMemory:

@@ -11,9 +11,11 @@ import torch
 from diffusers import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
     DiffusionPipeline,
     MultiControlNetModel,
     StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
 )
 from PIL import Image
 
@@ -218,3 +220,23 @@ def test_a_pipeline_on_other_weights_is_refused() -> None:
         pytest.raises(ValueError, match="pipeline: its unet"),
     ):
         engine.submit(pipeline=small_models.small_stable_diffusion(), **prompt(0))
+
+
+def test_a_pipeline_that_changes_its_denoiser_is_refused() -> None:
+    plain = small_models.small_stable_diffusion()
+    changing = AutoPipelineForText2Image.from_pipe(plain, enable_pag=True)
+    with DenoiseEngine(plain) as engine:
+        with pytest.raises(ValueError, match="StableDiffusionPAGPipeline changes its denoiser"):
+            engine.submit(pipeline=changing, **prompt(0))
+        with pytest.raises(ValueError, match="StableDiffusionPAGPipeline changes its denoiser"):
+            DenoiseEngine(changing)
+
+
+def test_a_pipeline_can_do_without_the_controlnet() -> None:
+    controlled = with_two_controlnets()
+    plain = StableDiffusionPipeline.from_pipe(controlled)
+    request = prompt(0) | {"num_inference_steps": 4, "output_type": "np"}
+    expected = alone(plain, 0, request)
+    with DenoiseEngine(controlled) as engine:
+        ticket = engine.submit(pipeline=plain, generator=seeded(0), **request)
+        assert np.abs(ticket.result(timeout=60).images[0] - expected).max() < ONE_OF_255

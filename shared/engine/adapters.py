@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -12,6 +13,13 @@ AdapterSet = tuple[tuple[str, float], ...]
 def adapter_set(weights: Mapping[str, float]) -> AdapterSet:
     """`weights` by adapter name as a set; a weight of 0 is no adapter."""
     return tuple(sorted((name, float(weight)) for name, weight in weights.items() if weight))
+
+
+def check_scales_nothing(pipeline_kwargs: Mapping[str, Any]) -> None:
+    """ValueError where a pipeline's arguments would weigh the adapters of everybody anew."""
+    for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
+        if "scale" in (pipeline_kwargs.get(name) or {}):
+            raise ValueError(f"{name}: for a scale of its own, give adapters={{name: weight}}")
 
 
 class Adapters:

@@ -51,6 +51,9 @@ class PipelineRun:
         """The greenlet's body; nothing escapes it, so a failing pipeline ends its own run alone."""
         try:
             self.result = self._function()
+        except StopIteration as error:  # asyncio's futures take none, and would never be done
+            self.error = RuntimeError("StopIteration")
+            self.error.__cause__ = error
         except BaseException as error:
             self.error = error
 

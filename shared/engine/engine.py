@@ -18,20 +18,20 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from shared.config import Compiler, EngineConfig
 from shared.counters import EngineCounters, EngineForwards, Priority, RequestCounters
 from shared.engine import step_batch
-from shared.engine.adapters import Adapters, AdapterSet, adapter_set
+from shared.engine.adapters import Adapters, AdapterSet, adapter_set, check_scales_nothing
 from shared.engine.calls import ModuleCall, PipelineRun
 from shared.engine.device_timer import DeviceTimer
 from shared.engine.expected_work import expected_work, pipeline_scale
 from shared.engine.forecast import Forecast
 from shared.engine.forward_log import ForwardLog
-from shared.engine.forwards import Forwards
+from shared.engine.forwards import Forwards, free_if_out_of_memory
 from shared.engine.guests import Guests
 from shared.engine.pipeline_copies import PipelineCopies
 from shared.engine.prompt_cache import PromptCache
 from shared.engine.row_rule import RowRule
 from shared.engine.step_batch import StepCall
 from shared.engine.step_scheduler import StepScheduler
-from shared.engine.takeover import check_same_modules, take_over
+from shared.engine.takeover import check_leaves_modules, check_same_modules, take_over
 from shared.engine.tickets import RequestStats, Step, Ticket
 from shared.engine.totals import Totals
 from shared.engine.under_way import ParkedCall, Request
@@ -57,10 +57,12 @@ class DenoiseEngine:
     While it is open, calls of the pipeline's denoiser from its own thread are batched; the
     pipeline itself can still be called directly from other threads. What it consists of stays the
     same meanwhile, down to the words of its tokenizers. Close it, or use it as a context manager,
-    to get the pipeline back as it was.
+    to get the pipeline back as it was, but for which LoRA adapters are active.
     """
 
     def __init__(self, pipeline: DiffusionPipeline, config: EngineConfig | None = None) -> None:
+        """ValueError for a pipeline that changes its denoiser while it runs."""
+        check_leaves_modules(pipeline)
         self._pipeline = pipeline
         self._config = (config or EngineConfig()).on(pipeline.device.type)
         self._changed = threading.Condition()  # guards what submit() and counters() look at
@@ -126,8 +128,9 @@ class DenoiseEngine:
         copied. `adapters` are weights of loaded LoRA adapters by name. The request has to finish
         within `timeout_s` seconds. `on_step` is called in the engine's thread after each step.
 
-        Raises QueueFull, DeadlineExceeded if the time cannot suffice, ValueError for an unknown
-        adapter or foreign modules, or EngineDead once the engine is closed.
+        Raises QueueFull, also where the work under way leaves it too little time, DeadlineExceeded
+        if the time cannot suffice, ValueError for an unknown adapter or for what would change the
+        modules of others, or EngineDead once the engine is closed.
         """
         now = time.perf_counter()
         pipeline = pipeline or self._pipeline
@@ -143,9 +146,10 @@ class DenoiseEngine:
             on_step=on_step,
             expected=expected_work(pipeline, pipeline_kwargs),
             submitted_at=now,
-            guests_until_then_s=self._guests.spent_s,
+            guests_until_then_s=self._guests.spent_until(now),
         )
         self._adapters.check(request.adapters)
+        check_scales_nothing(pipeline_kwargs)
         self._enqueue(request)
         return request.ticket
 
@@ -396,6 +400,9 @@ class DenoiseEngine:
         calls = self._step_scheduler.next_calls(now)
         if not calls:
             return
+        is_theirs = all(call.priority == Priority.BULK for call in calls)
+        if is_theirs:
+            self._guests.begin(now)
         outputs = self._forward(calls)
         self._count_forward(calls)
         self._learn_times()
@@ -409,7 +416,6 @@ class DenoiseEngine:
                 self._settle(call.request, call.request.run.resume(output))
             if call.priority == Priority.BULK:
                 guests_s += time.perf_counter() - resumed_at
-        is_theirs = all(call.priority == Priority.BULK for call in calls)
         self._guests.spend(time.perf_counter() - now if is_theirs else guests_s)
         if not self._running:  # and nothing may come for long
             self._timer.wait()
@@ -426,10 +432,11 @@ class DenoiseEngine:
         except Exception as error:
             return [error] * len(calls)
         forward = _Forward(first.kind, first.pixels_per_row, rows)
-        num_tries = self._forwards.num_tries(first.step)
+        num_detours = self._forwards.num_detours(first.step)
         with self._timer.timing(forward):
             outputs = self._forwards.run([call.step for call in calls], rule)
-        forward.is_usual = self._forwards.num_tries(first.step) == num_tries
+        has_failed = any(isinstance(output, Exception) for output in outputs)
+        forward.is_usual = not has_failed and self._forwards.num_detours(first.step) == num_detours
         if first.kind in self._forwards.max_latents:
             limit = self._forwards.max_latents[first.kind] * self._pixels_per_latent
             self._step_scheduler.lower_limit(first.kind, limit)
@@ -456,11 +463,14 @@ class DenoiseEngine:
         request.run = None  # they hold one another: let the pictures go as soon as they are taken
         with self._changed:
             self._running.remove(request)
-        if isinstance(run.error, torch.AcceleratorError):
-            self._fail(request, EngineDead(f"the device was lost: {run.error}"))
-            raise run.error
-        if run.error is not None:
-            self._fail(request, run.error)
+        # Its frames hold the run: what a failed request had is freed as soon as its error is.
+        failure, run.error = run.error, None
+        if isinstance(failure, torch.AcceleratorError):
+            self._fail(request, EngineDead(f"the device was lost: {failure}"))
+            raise failure
+        if failure is not None:
+            free_if_out_of_memory(failure)
+            self._fail(request, failure)
         else:
             self._complete(request, run.result)
 

@@ -52,9 +52,7 @@ class Forwards:
             if calls[0].kind == "denoise" and rows:
                 self.num_padding_rows += sum(rule.chunks(rows, max_rows)) - rows
             return outputs
-        if _is_out_of_memory(failure):
-            failure = failure.with_traceback(None)  # its frames hold tensors
-            _free_memory()
+        if free_if_out_of_memory(failure):
             tried = min(rows, max_rows or rows)
             if tried > 1:
                 self.max_latents[calls[0].kind] = tried // 2 * calls[0].latents_per_row
@@ -66,10 +64,14 @@ class Forwards:
         half = len(calls) // 2
         return [*self.run(calls[:half], rule), *self.run(calls[half:], rule)]
 
-    def num_tries(self, call: StepCall) -> int:
-        """How many forwards of the call's module took longer, to be recorded or compared."""
+    def num_detours(self, call: StepCall) -> int:
+        """How often forwards took longer than others will: recorded, compared, or cut in half.
+
+        Of all calls' forwards where they were cut, else of those of the call's module.
+        """
         method = call.call.method
-        return method.num_tries if isinstance(method, Compilable) else 0
+        num_tries = method.num_tries if isinstance(method, Compilable) else 0
+        return num_tries + self.num_bisections
 
     def compile(self, compiler: Compiler, call: StepCall) -> None:
         """Compile the call's module; what it raises is the compiler's."""
@@ -130,13 +132,15 @@ def _scope(call: StepCall) -> Hashable:
     return call.key, isinstance(method, Compilable) and method.is_adapted
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(
-        error
-    )
-
-
-def _free_memory() -> None:
+def free_if_out_of_memory(error: BaseException) -> bool:
+    """Whether it says so; then what can be done without is given up."""
+    if not (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "DefaultCPUAllocator" in str(error)
+    ):
+        return False
+    error.with_traceback(None)  # its frames hold tensors
     forget_graphs()
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+    return True

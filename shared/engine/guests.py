@@ -40,11 +40,22 @@ class Guests:
         self._forecast = forecast
         self._forwards = forwards
         self._time = GuestTime(part)
-        self.spent_s = 0.0  # what they had until now
+        # What they had until now, and since when they have all of the time: together, since
+        # other threads look at them.
+        self._spent: tuple[float, float | None] = (0.0, None)
+
+    def begin(self, now: float) -> None:
+        """From now on they have all of the time, until it is spent."""
+        self._spent = self._spent[0], now
 
     def spend(self, seconds: float) -> None:
         """They had so much of the time of whoever else is there."""
-        self.spent_s += seconds
+        self._spent = self._spent[0] + seconds, None
+
+    def spent_until(self, now: float) -> float:
+        """What they had in all, also of what is under way; callable from any thread."""
+        seconds, since = self._spent
+        return seconds if since is None else seconds + max(0.0, now - since)
 
     def learn(self, request: Request, seconds: float) -> None:
         """A request took so long from when it came to its end."""
@@ -107,7 +118,7 @@ class Guests:
 
     def _had_of(self, request: Request) -> float:
         """What guests had of its time."""
-        return self.spent_s - request.guests_until_then_s
+        return self._spent[0] - request.guests_until_then_s
 
     def _seconds(self, call: ParkedCall, rows: int) -> float:
         """What a forward of so many rows as those of `call` takes; 0 where that is unknown."""

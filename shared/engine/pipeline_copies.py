@@ -4,6 +4,7 @@ import copy
 import functools
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
@@ -15,7 +16,7 @@ class PipelineCopies:
     """Makes the copies. Pipelines stay on their device, and their tokenizers learn no words."""
 
     def __init__(self) -> None:
-        self._classes: dict[DiffusionPipeline, type[DiffusionPipeline]] = {}
+        self._classes = WeakKeyDictionary[DiffusionPipeline, type[DiffusionPipeline]]()
         self._tokenizers: dict[Any, Any] = {}  # by the pipelines' own
 
     def copy(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import Tensor, nn
 
 from shared.config import EngineConfig
@@ -22,10 +23,21 @@ logger = logging.getLogger(__name__)
 _DENOISERS = ("unet", "transformer", "controlnet")
 
 
+def check_leaves_modules(pipeline: DiffusionPipeline) -> None:
+    """ValueError if it changes its denoiser during a call: others are in the midst of theirs."""
+    if isinstance(pipeline, PAGMixin):
+        name = type(pipeline).__name__
+        raise ValueError(f"pipeline: {name} changes its denoiser while it runs, which is shared")
+
+
 def check_same_modules(pipeline: DiffusionPipeline, taken: DiffusionPipeline) -> None:
     """ValueError if the denoiser of `pipeline` is not one of those that were `taken` over."""
+    check_leaves_modules(pipeline)
     for name in _DENOISERS:
-        if getattr(pipeline, name, None) is not getattr(taken, name, None):
+        module = getattr(pipeline, name, None)
+        if name == "controlnet" and module is None:
+            continue  # it can do without
+        if module is not getattr(taken, name, None):
             raise ValueError(f"pipeline: its {name} is not the one that this engine runs")
 
 
@@ -83,24 +95,35 @@ def _changes_dtype_to_decode(vae: nn.Module) -> bool:
 
 @contextmanager
 def _failing_alone(vae: Any) -> Iterator[None]:
-    """Within it, a decode that fails leaves the autoencoder to the next one as it was.
+    """Within it, a call that fails leaves the autoencoder to the next one as it was.
 
-    What is not finite is refused: here, once per picture, since looking waits for the device.
+    What is not finite is not decoded: refused here, once per picture, since looking waits for the
+    device.
     """
-    own, dtype = vae.decode, vae.dtype
+    decode, encode, dtype = vae.decode, getattr(vae, "encode", None), vae.dtype
 
-    @functools.wraps(own)
-    def decode(*args: Any, **kwargs: Any) -> Any:
-        if current_run() is None:
-            return own(*args, **kwargs)
-        try:
+    @functools.wraps(decode)
+    def decode_finite(*args: Any, **kwargs: Any) -> Any:
+        if current_run() is not None:
             _check_finite(next(iter([*args, *kwargs.values()])))
-            return own(*args, **kwargs)
-        except BaseException:
-            vae.to(dtype)  # a pipeline that has cast it up for this will not cast it back
-            raise
+        return decode(*args, **kwargs)
 
-    with replaced(vae, "decode", decode):
+    def restoring(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def restore(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            except BaseException:
+                if current_run() is not None:
+                    vae.to(dtype)  # a pipeline that has cast it up for this will not cast it back
+                raise
+
+        return restore
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(vae, "decode", restoring(decode_finite)))
+        if encode is not None:
+            stack.enter_context(replaced(vae, "encode", restoring(encode)))
         yield
 
 
