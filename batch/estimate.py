@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pyarrow.compute as pc
 import ray
@@ -10,9 +11,10 @@ import ray
 from batch.output_folder import OutputFolder
 from batch.plan import Plan, shard_file
 from batch.records import planned_images
-from batch.render import ImageRenderer, Workers
+from batch.render import CannotRender, ImageRenderer, Workers
 from shared.config import EngineConfig, Settings
 from shared.cpu_workers import CPU_WORKER
+from shared.errors import ImageBlocked, RenderFailed
 from shared.request import CanonicalRequest
 
 # As many as an engine renders at once, so that the sample is as fast as the run.
@@ -100,7 +102,13 @@ def _render_there(
 
 async def _render(renderer: ImageRenderer, requests: list[CanonicalRequest]) -> tuple[float, int]:
     """Seconds and bytes that `requests` take, rendered together by what is warm."""
-    await renderer.render(requests[0])
+    with suppress(ImageBlocked, RenderFailed):
+        await renderer.render(requests[0])
     started = time.perf_counter()
-    images = await asyncio.gather(*map(renderer.render, requests))
-    return time.perf_counter() - started, sum(len(image.data) for image in images)
+    made = await asyncio.gather(*map(renderer.render, requests), return_exceptions=True)
+    seconds = time.perf_counter() - started
+    # One that fails is a row of its own in a run, and as long under way as the others.
+    images = [each for each in made if not isinstance(each, BaseException)]
+    if not images:
+        raise CannotRender(f"none of {len(made)} pictures could be rendered: {made[0]}")
+    return seconds, sum(len(image.data) for image in images) * len(made) // max(1, len(images))

@@ -68,11 +68,13 @@ class Ledger:
 
     async def enter(self, shard: str, group: int) -> None:
         """This group of the shard is given to an engine now."""
-        self._tries[shard].entered = group
+        if tries := self._tries.get(shard):  # else this process follows one that died
+            tries.entered = group
 
     async def leave(self, shard: str) -> None:
         """None of the shard is in the engine any more: later deaths are not of its rows."""
-        self._tries[shard].entered = None
+        if tries := self._tries.get(shard):
+            tries.entered = None
 
     async def end(self, shard: str) -> None:
         """The shard is committed."""

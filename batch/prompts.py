@@ -64,11 +64,6 @@ class PromptTable:
         self._column_of = self._find_columns(columns or {}, schemas)
         self._kept = self._find_kept(schemas)
 
-    @property
-    def kept_columns(self) -> tuple[str, ...]:
-        """The input's columns that are no fields, by their names in the metadata."""
-        return tuple(self._kept.names)
-
     def files(self) -> tuple[InputFile, ...]:
         with self._reading():
             return tuple(self._describe(path) for path in self._files)

@@ -52,7 +52,10 @@ class Service(Protocol):
 def connect(where: str, model: str | None, token: str | None) -> Service:
     """The service of a URL, or the Serve application of this name in the cluster."""
     if "://" in where:
-        return HttpService(where, model, token)
+        try:
+            return HttpService(where, model, token)
+        except httpx.InvalidURL as error:
+            raise ServiceUnusable(f"{where} is no address: {error}") from None
     return ServeApplication(where, model)
 
 
@@ -78,17 +81,20 @@ class ServeApplication:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments, model=self._model)
+            try:
+                return await getattr(self._handle, method).remote(*arguments, model=self._model)
+            except RayTaskError as error:  # what it says itself is its traceback
+                raise error.cause from None
         except BackPressureError:
             raise Overloaded(1.0) from None
         except UnknownModel as error:
             raise ServiceUnusable(str(error)) from None
         except _OF_THE_REQUEST:
             raise
-        except RayTaskError as error:
-            raise RenderFailed(str(error)) from None
         except (RayServeException, RayError) as error:
             raise Unreachable(str(error)) from None
+        except Exception as error:
+            raise RenderFailed(f"{type(error).__name__}: {error}") from None
 
 
 class HttpService:
@@ -144,6 +150,9 @@ def _image(response: httpx.Response) -> GeneratedImage:
 
 def _error(response: httpx.Response) -> Exception:
     """What an answer that is no picture means."""
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS:  # a proxy's as well
+        retry_after = response.headers.get("Retry-After", "")
+        return Overloaded(float(retry_after) if retry_after.isdecimal() else 1.0)
     try:
         error = response.json()["error"]
         code, message = str(error["code"]), str(error["message"])
@@ -151,8 +160,6 @@ def _error(response: httpx.Response) -> Exception:
         told = f"{response.url} answers {response.status_code} {response.reason_phrase}"
         return ServiceUnusable(told) if response.is_client_error else Unreachable(told)
     match code:
-        case "queue_full":
-            return Overloaded(float(response.headers.get("Retry-After", 1)))
         case "not_ready":
             return Unreachable(message)
         case "generator_lost":

@@ -29,7 +29,7 @@ class ServiceRenderer:
         self.profile = profile
         self._service = service
         self._window = Window(EngineConfig().max_in_flight, MAX_UNDER_WAY)
-        self._heard_at = time.monotonic()
+        self._gone_since: float | None = None
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
         """Raises what the request is the reason of, and ServiceUnusable."""
@@ -47,6 +47,7 @@ class ServiceRenderer:
                     self._window.begin()
                     pause_s = next(pauses)
                 except (GeneratorLost, DeadlineExceeded):
+                    self._heard()
                     num_failed += 1
                     if num_failed == _MAX_TRIES:
                         raise
@@ -59,10 +60,13 @@ class ServiceRenderer:
             await asyncio.sleep(pause_s)
 
     def _heard(self) -> None:
-        self._heard_at = time.monotonic()
+        self._gone_since = None
 
     def _check_patience(self, error: Unreachable) -> None:
-        if time.monotonic() - self._heard_at > _PATIENCE_S:
+        now = time.monotonic()
+        if self._gone_since is None:
+            self._gone_since = now
+        if now - self._gone_since > _PATIENCE_S:
             raise ServiceUnusable(f"it gave no answer for {_PATIENCE_S:.0f} s: {error}")
 
     def _check_weights(self, request: CanonicalRequest, image: GeneratedImage) -> None:

@@ -19,7 +19,7 @@ from batch.prompts import PromptTable
 from batch.reconcile import Summary
 from batch.render import CannotRender, Workers, pending_shards
 from batch.replay import NotReplayable, replay, replayable
-from batch.report import REPORT, read_summary, write_report
+from batch.report import REPORT, SUMMARY, read_summary, write_report
 from batch.service import ServiceUnusable
 from jobs.arguments import flag, parse
 from jobs.progress import duration
@@ -89,6 +89,8 @@ def _run(options: argparse.Namespace) -> int:
         )
         return _exit_code(summary)
     if pending:
+        if summary is not None:  # until it is written anew: it would not tell of these
+            output.delete(SUMMARY)
         told = f"Rendering {len(pending)} of {plan.num_shards} shards {renderers.told()}"
         print(told, flush=True)
         renderers.render(pending, plan, output, retry_failed=options.retry_failed)

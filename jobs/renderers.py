@@ -97,7 +97,10 @@ class Engines:
             return estimate_on_engines(plan, output, self._make, self._workers())
 
     def _workers(self) -> Workers:
-        """An engine per GPU; without GPUs one per node, on all its CPUs."""
+        """An engine per GPU; without GPUs one per node, on all its CPUs.
+
+        One that waits where there are no nodes yet: those that scale come for it.
+        """
         start_ray()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
@@ -105,7 +108,7 @@ class Engines:
         default = (
             Workers(concurrency=num_gpus, num_cpus=1, num_gpus=1)
             if num_gpus
-            else Workers(concurrency=len(cpus), num_cpus=min(cpus), num_gpus=0)
+            else Workers(concurrency=len(cpus) or 1, num_cpus=min(cpus, default=1), num_gpus=0)
         )
         return default.model_copy(update=self._asked)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -20,6 +20,7 @@ from shared.errors import (
     GeneratorLost,
     Overloaded,
     QueueFull,
+    TooBusy,
 )
 from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
@@ -154,9 +155,13 @@ class Dispatcher:
                 yield
         except TimeoutError:
             raise DeadlineExceeded("it was not finished in the time that it had") from None
+        except TooBusy:  # for this one: others may have more time
+            raise Overloaded(load.seconds_to_clear()) from None
         except (BackPressureError, QueueFull):
             load.refused()
             raise Overloaded(load.seconds_to_clear()) from None
+        except RayTaskError as error:  # by actor RPC; what it says itself is its traceback
+            raise error.cause from None
         finally:
             self._num_bulk -= is_bulk
 

@@ -44,6 +44,7 @@ router = APIRouter(prefix="/v1")
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _FILES = {"image", "image[]", "mask"}
+_LORA_MEMBER = re.compile(r"lora\[(.+)\]")
 
 _Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
 
@@ -172,7 +173,7 @@ async def edit(
     """A picture made from another, or inside the transparent parts of its mask."""
     async with http.form(max_files=4, max_fields=50) as form:
         source = await _source(form)
-        texts = {name: value for name, value in form.items() if name not in _FILES}
+        texts = _texts(form)
     body = parse(EditFields, texts)
     call = door.call(body.model, terms)
     try:
@@ -268,6 +269,14 @@ def _enlarged(preview: bytes, request: CanonicalRequest, encoding: Encoding) -> 
         full = image.resize((request.width, request.height), Image.Resampling.BICUBIC)
     full.save(buffer, format=encoding.format, quality=encoding.quality)
     return buffer.getvalue()
+
+
+def _texts(form: FormData) -> dict[str, Any]:
+    """All but the files. OpenAI's clients write a member of an object as `lora[name]`."""
+    texts: dict[str, Any] = {name: value for name, value in form.items() if name not in _FILES}
+    members = {name: match[1] for name in texts if (match := _LORA_MEMBER.fullmatch(name))}
+    lora = {adapter: texts.pop(name) for name, adapter in members.items()}
+    return texts | {"lora": lora} if lora else texts
 
 
 async def _source(form: FormData) -> SourceImage:

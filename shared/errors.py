@@ -2,6 +2,7 @@
 
 InvalidRequest    the caller's mistake; names the field
 QueueFull         no room to wait; try again later
+TooBusy           QueueFull of a request that could be finished in its time, if it were alone
 Overloaded        QueueFull of a service, which says when
 DeadlineExceeded  not finished, or not to be finished, in the time that it had
 Cancelled         the caller gave the request up
@@ -28,6 +29,10 @@ class InvalidRequest(ValueError):
 
 class QueueFull(RuntimeError):
     """The engine already holds as many waiting requests as its configuration allows."""
+
+
+class TooBusy(QueueFull):
+    """What is under way leaves the request too little time; one with more time may have room."""
 
 
 class Overloaded(QueueFull):

@@ -89,8 +89,11 @@ class ModelProfile(Settings):
     def _size_like(self, width: int, height: int) -> dict[str, int]:
         """The nearest size of the same shape that is within the limits."""
         limits, multiple = self.limits, self.size_multiple
-        scale = min(1.0, (limits.max_pixels / (width * height)) ** 0.5)
         least = -(-limits.min_side // multiple) * multiple
+        scale = min(
+            (limits.max_pixels / (width * height)) ** 0.5, limits.max_side / max(width, height)
+        )
+        scale = max(min(1.0, scale), least / min(width, height))
         sides = {"width": width * scale, "height": height * scale}
         return {
             name: max(least, int(min(side, limits.max_side)) // multiple * multiple)

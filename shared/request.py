@@ -232,7 +232,12 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
 
 def lora_text(lora: Mapping[str, float]) -> str:
     """`lora` as a query string or a Parquet cell has it: name:weight,name:weight."""
-    return ",".join(f"{name}:{weight:g}" for name, weight in lora.items())
+    return ",".join(f"{name}:{_shortest(weight)}" for name, weight in lora.items())
+
+
+def _shortest(weight: float) -> str:
+    """That is read as the same number again."""
+    return repr(float(weight)).removesuffix(".0")
 
 
 def _parse_lora(value: Any) -> Any:

@@ -35,7 +35,7 @@ class SourceImage(BaseModel):
 
     def is_whole(self) -> bool:
         """Whether all of it changes."""
-        return self.prepared(8, 8)[1] is None
+        return _holes(self._decoded_mask()).getbbox() is None
 
     def digests(self) -> tuple[str, str | None]:
         """SHA-256 of image and mask, as a canonical request names them."""
@@ -44,11 +44,18 @@ class SourceImage(BaseModel):
 
     def prepared(self, width: int, height: int) -> tuple[Image.Image, Image.Image | None]:
         """The picture (RGB), and what of it to paint anew (L, white), resized; None for all."""
-        picture = _decoded(self.image)
-        source = picture if self.mask is None else _decoded(self.mask)
-        mask = _holes(source.resize((width, height), Image.Resampling.BILINEAR))
-        resized = picture.resize((width, height), Image.Resampling.LANCZOS).convert("RGB")
+        picture, source, size = _decoded(self.image), self._decoded_mask(), (width, height)
+        mask = _holes(source.resize(size, Image.Resampling.BILINEAR))
+        if mask.getbbox() is None:  # but for what is too thin to be left when it is resized
+            mask = _holes(source).resize(size, Image.Resampling.BOX).point(_WHITE_IF_ANY)
+        resized = picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
         return resized, mask if mask.getbbox() else None
+
+    def _decoded_mask(self) -> Image.Image:
+        return _decoded(self.image if self.mask is None else self.mask)
+
+
+_WHITE_IF_ANY = [0] + [255] * 255
 
 
 def _holes(image: Image.Image) -> Image.Image:

@@ -104,8 +104,14 @@ def http_server(
     models: dict[str, Rendering] = {
         each.renderer.profile.name: each for each in (rendering, *others)
     }
+    with serving_app(build_http_app(models, config or HttpConfig())) as host:
+        yield host
+
+
+@contextmanager
+def serving_app(app: Any) -> Iterator[str]:
+    """The address of an ASGI application, as long as it runs."""
     port = free_port()
-    app = build_http_app(models, config or HttpConfig())
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -16,8 +16,10 @@ from PIL import Image
 
 from shared.config import EngineConfig, ModelConfig, RequestLimits
 from shared.image_codec import read_provenance
+from shared.model_files import describe_model
 from shared.renderer import Renderer
-from shared.request import CanonicalEdit
+from shared.request import CanonicalEdit, EditRequest
+from shared.source_image import SourceImage
 from tests.http_server import InProcess, http_server
 
 
@@ -89,6 +91,49 @@ def test_a_picture_with_holes_is_its_own_mask(client: OpenAI) -> None:
     holed.putalpha(LEFT_HALF.getchannel("A"))
     made = pixels(edit(client, file(holed)))
     assert np.array_equal(made[:, 64:], np.asarray(GRADIENT, dtype=float)[:, 64:])
+
+
+def test_a_small_hole_is_one(client: OpenAI) -> None:
+    mask = Image.new("RGBA", (128, 128), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (56, 56, 72, 72))
+    response = edit(client, mask=file(mask))
+    request = read_provenance(base64.b64decode(response.data[0].b64_json)).request
+    assert isinstance(request, CanonicalEdit)
+    assert request.strength == 1.0
+    changed = np.abs(pixels(response) - np.asarray(GRADIENT, dtype=float)).max(axis=2) > 0
+    assert changed[56:72, 56:72].any()
+    changed[56:72, 56:72] = False
+    assert not changed.any()
+
+
+def test_a_hole_stays_one_however_small_the_picture_is_made() -> None:
+    mask = Image.new("RGBA", (300, 300), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (150, 0, 151, 300))
+    source = SourceImage(image=file(GRADIENT.resize((300, 300))), mask=file(mask))
+    assert not source.is_whole()
+    _, holes = source.prepared(64, 64)
+    assert holes is not None
+    left, top, right, bottom = holes.getbbox()
+    assert (top, bottom) == (0, 64)
+    assert left <= 32 < right <= left + 2
+
+
+def test_an_adapter_s_weight_is_a_member_of_a_form(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        edit(client, extra_body={"lora": {"gold": 0.5}})
+    assert "lora: 'gold' is not loaded" in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [((3000, 300), (2048, 200)), ((40, 30), (80, 64)), ((1000, 500), (1000, 496))],
+)
+def test_the_nearest_size_has_the_shape(given: tuple[int, int], made: tuple[int, int]) -> None:
+    limits = RequestLimits(max_source_pixels=10**6)
+    profile = describe_model(ModelConfig(limits=limits))
+    source = SourceImage(image=file(Image.new("RGB", given)))
+    canonical = profile.canonical_edit(EditRequest(prompt="a"), source, seed=0)
+    assert (canonical.width, canonical.height) == made
 
 
 def test_an_edit_names_its_files_and_can_be_repeated(client: OpenAI) -> None:

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from shared.config import EngineConfig
 from shared.counters import RequestCounters
 from shared.engine import DenoiseEngine, Priority
-from shared.errors import DeadlineExceeded, QueueFull
+from shared.errors import DeadlineExceeded, QueueFull, TooBusy
 from tests.rendering import Gate, arguments
 
 
@@ -181,6 +181,27 @@ def test_what_cannot_finish_is_refused(engine: DenoiseEngine) -> None:
     assert engine.counters().online.num_expired == 1
     engine.submit(**long, timeout_s=600).cancel()
     engine.submit(**arguments(0), timeout_s=60).result(timeout=60)
+
+
+def test_who_could_finish_but_for_others_is_told_so(small: DiffusionPipeline) -> None:
+    small.unet.conv_in.register_forward_pre_hook(lambda _, rows: time.sleep(0.002 * len(rows[0])))
+    long, timeout_s = arguments(0, num_inference_steps=900), 600.0
+    with DenoiseEngine(small, EngineConfig(record_forwards=False)) as engine:
+        for number in (1, 4):
+            for ticket in [engine.submit(**arguments(i)) for i in range(number)]:
+                ticket.result(timeout=60)
+        others = [engine.submit(**long) for _ in range(8)]
+        while True:
+            try:
+                engine.submit(**long, timeout_s=timeout_s).cancel()
+            except QueueFull as error:
+                refusal = error
+                break
+            timeout_s *= 0.9
+        assert isinstance(refusal, TooBusy)
+        assert engine.counters().online.num_expired == 0
+        for other in others:
+            other.cancel()
 
 
 def test_a_time_that_is_over_is_refused_at_once(engine: DenoiseEngine) -> None:

@@ -71,6 +71,12 @@ def test_a_wrong_lora_weight_is_named(weight: object) -> None:
     assert caught.value.field == "lora.ink"
 
 
+@pytest.mark.parametrize(("weight", "text"), [(1.0, "1"), (-0.5, "-0.5"), (1 / 3, str(1 / 3))])
+def test_a_lora_weight_is_the_same_after_its_text(weight: float, text: str) -> None:
+    assert lora_text({"gold": weight}) == f"gold:{text}"
+    assert parse_request({"prompt": "a", "lora": f"gold:{text}"}).lora == {"gold": weight}
+
+
 def test_what_is_left_out_stays_open() -> None:
     assert parse_request({"prompt": "a"}) == ImageRequest(prompt="a")
 

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 
 from batch.flow import Window
-from batch.service import HttpService, ServiceUnusable, Unreachable
+from batch.service import HttpService, ServiceUnusable, Unreachable, connect
 from batch.service_renderer import ServiceRenderer
 from serving.auth import token_hash
 from serving.door import HttpConfig
@@ -18,7 +20,7 @@ from shared.renderer import Renderer
 from shared.request import CanonicalRequest, GeneratedImage
 from tests.bulk import PlainRenderer
 from tests.conftest import free_port
-from tests.http_server import InProcess, http_server
+from tests.http_server import InProcess, http_server, serving_app
 
 REQUEST = CanonicalRequest(
     prompt="a",
@@ -204,6 +206,21 @@ def test_who_may_not_call_is_told_at_once(rendering: InProcess) -> None:
             served_over_http(host, "wrong")
         with pytest.raises(ServiceUnusable, match="'other'"):
             asyncio.run(HttpService(host, "other", "secret").served())
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [({"Retry-After": "7"}, 7.0), ({}, 1.0)])
+def test_a_proxy_s_refusal_is_one_too(retry_after: dict[str, str], seconds: float) -> None:
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("slow down", 429, retry_after)(scope, receive, send)
+
+    with serving_app(refuse) as host, pytest.raises(Overloaded) as refusal:
+        served_over_http(host)
+    assert refusal.value.retry_after_s == seconds
+
+
+def test_what_is_no_address_is_told() -> None:
+    with pytest.raises(ServiceUnusable, match="http://host:80a is no address"):
+        connect("http://host:80a", None, None)
 
 
 def test_answers_of_others_are_no_answers(rendering: InProcess) -> None:

@@ -36,7 +36,7 @@ from shared.engine.tickets import RequestStats, Step, Ticket
 from shared.engine.totals import Totals
 from shared.engine.under_way import ParkedCall, Request
 from shared.engine.waiting_line import WaitingLine
-from shared.errors import DeadlineExceeded, EngineDead, QueueFull
+from shared.errors import DeadlineExceeded, EngineDead, QueueFull, TooBusy
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,9 @@ class DenoiseEngine:
         copied. `adapters` are weights of loaded LoRA adapters by name. The request has to finish
         within `timeout_s` seconds. `on_step` is called in the engine's thread after each step.
 
-        Raises QueueFull, also where the work under way leaves it too little time, DeadlineExceeded
-        if the time cannot suffice, ValueError for an unknown adapter or for what would change the
-        modules of others, or EngineDead once the engine is closed.
+        Raises QueueFull (TooBusy where only the work under way leaves it too little time),
+        DeadlineExceeded if the time cannot suffice, ValueError for an unknown adapter or for what
+        would change the modules of others, or EngineDead once the engine is closed.
         """
         now = time.perf_counter()
         pipeline = pipeline or self._pipeline
@@ -277,7 +277,7 @@ class DenoiseEngine:
                 raise QueueFull(f"{num_waiting} requests are already waiting")
             if not self._forecast.can_finish(request, self._under_way(), request.submitted_at):
                 if self._forecast.can_finish(request, [], request.submitted_at):
-                    raise QueueFull("the work under way leaves it too little time")
+                    raise TooBusy("the work under way leaves it too little time")
                 self._totals.of[request.priority].ends["num_expired"] += 1
                 raise DeadlineExceeded("it cannot be finished in the time that it has")
             self._totals.of[request.priority].work_s += self._share_s(request)
