@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import pyarrow.compute as pc
 import ray
@@ -14,7 +13,7 @@ from batch.records import planned_images
 from batch.render import CannotRender, ImageRenderer, Workers
 from shared.config import EngineConfig, Settings
 from shared.cpu_workers import CPU_WORKER
-from shared.errors import ImageBlocked, RenderFailed
+from shared.errors import EngineDead
 from shared.request import CanonicalRequest
 
 # As many as an engine renders at once, so that the sample is as fast as the run.
@@ -102,13 +101,21 @@ def _render_there(
 
 async def _render(renderer: ImageRenderer, requests: list[CanonicalRequest]) -> tuple[float, int]:
     """Seconds and bytes that `requests` take, rendered together by what is warm."""
-    with suppress(ImageBlocked, RenderFailed):
-        await renderer.render(requests[0])
+    await _num_bytes(renderer, requests[0])
     started = time.perf_counter()
-    made = await asyncio.gather(*map(renderer.render, requests), return_exceptions=True)
+    made = await asyncio.gather(*(_num_bytes(renderer, each) for each in requests))
     seconds = time.perf_counter() - started
-    # One that fails is a row of its own in a run, and as long under way as the others.
-    images = [each for each in made if not isinstance(each, BaseException)]
-    if not images:
-        raise CannotRender(f"none of {len(made)} pictures could be rendered: {made[0]}")
-    return seconds, sum(len(image.data) for image in images) * len(made) // max(1, len(images))
+    sizes = [each for each in made if each is not None]
+    if not sizes:
+        raise CannotRender(f"none of the {len(made)} pictures of a sample could be rendered")
+    return seconds, sum(sizes) * len(made) // len(sizes)
+
+
+async def _num_bytes(renderer: ImageRenderer, request: CanonicalRequest) -> int | None:
+    """Of its picture; None where it fails, which in a run would be a row of its own."""
+    try:
+        return len((await renderer.render(request)).data)
+    except (CannotRender, EngineDead):
+        raise
+    except Exception:
+        return None

@@ -83,8 +83,8 @@ class ServeApplication:
         try:
             try:
                 return await getattr(self._handle, method).remote(*arguments, model=self._model)
-            except RayTaskError as error:  # what it says itself is its traceback
-                raise error.cause from None
+            except RayTaskError as error:
+                raise _meant(error.cause) from None
         except BackPressureError:
             raise Overloaded(1.0) from None
         except UnknownModel as error:
@@ -93,8 +93,13 @@ class ServeApplication:
             raise
         except (RayServeException, RayError) as error:
             raise Unreachable(str(error)) from None
-        except Exception as error:
-            raise RenderFailed(f"{type(error).__name__}: {error}") from None
+
+
+def _meant(cause: Exception) -> Exception:
+    """What was raised there; of what nobody here knows, a text: what Ray says is a traceback."""
+    if isinstance(cause, (BackPressureError, RayServeException, UnknownModel, *_OF_THE_REQUEST)):
+        return cause
+    return RenderFailed(f"{type(cause).__name__}: {cause}")
 
 
 class HttpService:
@@ -152,7 +157,7 @@ def _error(response: httpx.Response) -> Exception:
     """What an answer that is no picture means."""
     if response.status_code == httpx.codes.TOO_MANY_REQUESTS:  # a proxy's as well
         retry_after = response.headers.get("Retry-After", "")
-        return Overloaded(float(retry_after) if retry_after.isdecimal() else 1.0)
+        return Overloaded(max(1.0, float(retry_after)) if retry_after.isdecimal() else 1.0)
     try:
         error = response.json()["error"]
         code, message = str(error["code"]), str(error["message"])

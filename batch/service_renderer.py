@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from batch.flow import Window
 from batch.service import Service, ServiceUnusable, Unreachable
 from shared.config import EngineConfig
-from shared.errors import DeadlineExceeded, GeneratorLost, Overloaded
+from shared.errors import DeadlineExceeded, GeneratorLost, ImageBlocked, Overloaded, RenderFailed
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, GeneratedImage
 
@@ -46,6 +46,9 @@ class ServiceRenderer:
                     self._check_patience(error)
                     self._window.begin()
                     pause_s = next(pauses)
+                except (ImageBlocked, RenderFailed):
+                    self._heard()
+                    raise
                 except (GeneratorLost, DeadlineExceeded):
                     self._heard()
                     num_failed += 1

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 from ray.actor import ActorHandle
 from ray.data import DataContext
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from batch.estimate import Estimate, estimate, estimate_on_engines
 from batch.ledger import Ledger
@@ -33,7 +33,7 @@ from batch.service import ServiceUnusable, Unreachable, connect
 from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
 from jobs.progress import Progress
 from shared.config import EngineConfig, ModelConfig
-from shared.errors import ModelUnavailable
+from shared.errors import DeadlineExceeded, ModelUnavailable, Overloaded
 from shared.model_names import find_folder
 from shared.model_profile import ServedModel
 from shared.watchdog import start_watchdog
@@ -127,6 +127,8 @@ class RunningService:
             self.served = self._loop.run(self._connect().served())
         except Unreachable as error:
             raise ServiceUnusable(f"cannot reach {where}: {error}") from None
+        except (Overloaded, DeadlineExceeded):
+            raise ServiceUnusable(f"{where} is too busy to say what it serves") from None
 
     def told(self) -> str:
         return f"by {self._where}, where it has nothing else to do"
@@ -239,7 +241,7 @@ def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> ImageRenderer
 
 @contextmanager
 def _telling_why() -> Iterator[None]:
-    """Raise ModelUnavailable where it ended an engine's process: Ray tells its text alone."""
+    """Raise what an engine raised, or the ModelUnavailable that ended its process."""
     try:
         yield
     except RayActorError as error:
@@ -247,6 +249,8 @@ def _telling_why() -> Iterator[None]:
         if not name:
             raise
         raise ModelUnavailable(reason.strip()) from None
+    except RayTaskError as error:  # what it says itself is its traceback
+        raise error.cause from None
 
 
 def _counts(ledger: ActorHandle) -> Mapping[str, int] | None:

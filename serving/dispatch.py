@@ -179,6 +179,8 @@ class Dispatcher:
             (answer,) = [each async for each in answers]
         except BackPressureError:
             raise Overloaded(self._loads[Priority.ONLINE].seconds_to_clear()) from None
+        except RayTaskError as error:
+            raise error.cause from None
         finally:
             answers.cancel()
         return answer

@@ -90,13 +90,13 @@ class ModelProfile(Settings):
         """The nearest size of the same shape that is within the limits."""
         limits, multiple = self.limits, self.size_multiple
         least = -(-limits.min_side // multiple) * multiple
-        scale = min(
-            (limits.max_pixels / (width * height)) ** 0.5, limits.max_side / max(width, height)
-        )
-        scale = max(min(1.0, scale), least / min(width, height))
-        sides = {"width": width * scale, "height": height * scale}
+        most = min(limits.max_side, limits.max_pixels // least)
+        scale = min(1.0, (limits.max_pixels / (width * height)) ** 0.5, most / max(width, height))
+        scale = max(scale, least / min(width, height))
+        sides = {"width": min(most, width * scale), "height": min(most, height * scale)}
+        # A side that is a whole number but for rounding is that number.
         return {
-            name: max(least, int(min(side, limits.max_side)) // multiple * multiple)
+            name: max(least, int(side + 1e-6) // multiple * multiple)
             for name, side in sides.items()
         }
 

@@ -35,7 +35,7 @@ class SourceImage(BaseModel):
 
     def is_whole(self) -> bool:
         """Whether all of it changes."""
-        return _holes(self._decoded_mask()).getbbox() is None
+        return _holes(_decoded(self.mask or self.image)).getbbox() is None
 
     def digests(self) -> tuple[str, str | None]:
         """SHA-256 of image and mask, as a canonical request names them."""
@@ -44,18 +44,17 @@ class SourceImage(BaseModel):
 
     def prepared(self, width: int, height: int) -> tuple[Image.Image, Image.Image | None]:
         """The picture (RGB), and what of it to paint anew (L, white), resized; None for all."""
-        picture, source, size = _decoded(self.image), self._decoded_mask(), (width, height)
-        mask = _holes(source.resize(size, Image.Resampling.BILINEAR))
-        if mask.getbbox() is None:  # but for what is too thin to be left when it is resized
-            mask = _holes(source).resize(size, Image.Resampling.BOX).point(_WHITE_IF_ANY)
+        picture, size = _decoded(self.image), (width, height)
         resized = picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
-        return resized, mask if mask.getbbox() else None
-
-    def _decoded_mask(self) -> Image.Image:
-        return _decoded(self.image if self.mask is None else self.mask)
-
-
-_WHITE_IF_ANY = [0] + [255] * 255
+        source = picture if self.mask is None else _decoded(self.mask)
+        holes = _holes(source)
+        if holes.getbbox() is None:
+            return resized, None
+        mask = _holes(source.resize(size, Image.Resampling.BILINEAR))
+        if mask.getbbox() is None:  # all of it is too thin to be left
+            shares = holes.convert("F").resize(size, Image.Resampling.BOX)
+            mask = shares.point(lambda share: share * 1e6).convert("L")
+        return resized, mask
 
 
 def _holes(image: Image.Image) -> Image.Image:

@@ -118,6 +118,15 @@ def test_a_hole_stays_one_however_small_the_picture_is_made() -> None:
     assert left <= 32 < right <= left + 2
 
 
+def test_a_single_pixel_of_a_large_mask_is_a_hole() -> None:
+    mask = Image.new("RGBA", (2048, 2048), (0, 0, 0, 255))
+    mask.putpixel((1000, 1000), (0, 0, 0, 0))
+    source = SourceImage(image=file(Image.new("RGB", (2048, 2048))), mask=file(mask))
+    _, holes = source.prepared(64, 64)
+    assert holes is not None
+    assert holes.getbbox() == (31, 31, 32, 32)
+
+
 def test_an_adapter_s_weight_is_a_member_of_a_form(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         edit(client, extra_body={"lora": {"gold": 0.5}})

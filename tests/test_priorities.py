@@ -184,10 +184,10 @@ def test_what_cannot_finish_is_refused(engine: DenoiseEngine) -> None:
 
 
 def test_who_could_finish_but_for_others_is_told_so(small: DiffusionPipeline) -> None:
-    small.unet.conv_in.register_forward_pre_hook(lambda _, rows: time.sleep(0.002 * len(rows[0])))
+    small.unet.conv_in.register_forward_pre_hook(lambda _, rows: time.sleep(0.005 * len(rows[0])))
     long, timeout_s = arguments(0, num_inference_steps=900), 600.0
     with DenoiseEngine(small, EngineConfig(record_forwards=False)) as engine:
-        for number in (1, 4):
+        for number in (1, 1, 4):
             for ticket in [engine.submit(**arguments(i)) for i in range(number)]:
                 ticket.result(timeout=60)
         others = [engine.submit(**long) for _ in range(8)]

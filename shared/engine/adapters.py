@@ -18,7 +18,8 @@ def adapter_set(weights: Mapping[str, float]) -> AdapterSet:
 def check_scales_nothing(pipeline_kwargs: Mapping[str, Any]) -> None:
     """ValueError where a pipeline's arguments would weigh the adapters of everybody anew."""
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
-        if "scale" in (pipeline_kwargs.get(name) or {}):
+        given = pipeline_kwargs.get(name)
+        if isinstance(given, Mapping) and "scale" in given:
             raise ValueError(f"{name}: for a scale of its own, give adapters={{name: weight}}")
 
 

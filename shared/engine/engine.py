@@ -368,9 +368,12 @@ class DenoiseEngine:
                 continue
             function = functools.partial(self._call_pipeline, request)
             request.run = PipelineRun(function, request.context)
+            if request.priority == Priority.BULK:  # a start takes time too
+                self._guests.begin(now)
             self._settle(request, request.run.start())
-            if self._is_guest(request):  # a start takes time too, and others wait
+            if request.priority == Priority.BULK:
                 self._guests.spend(time.perf_counter() - now)
+            if self._is_guest(request):  # and others wait
                 return
 
     def _next_admitted(self) -> Request | None:
@@ -452,27 +455,34 @@ class DenoiseEngine:
         assert run is not None
         request.parked = None
         while call is not None:
-            try:
-                self._park(request, call)
-            except torch.AcceleratorError:
-                raise
-            except Exception as error:  # its own pipeline's fault
-                call = run.throw(error)
-            else:
+            fault = self._try_to_park(request, call)
+            if fault is None:
                 return
+            call = run.throw(fault)
+        # Its frames hold the run: what a failed request had is freed as soon as its error is.
+        failure, run.error = run.error, None
+        if failure is not None:
+            free_if_out_of_memory(failure)
         request.run = None  # they hold one another: let the pictures go as soon as they are taken
         with self._changed:
             self._running.remove(request)
-        # Its frames hold the run: what a failed request had is freed as soon as its error is.
-        failure, run.error = run.error, None
         if isinstance(failure, torch.AcceleratorError):
             self._fail(request, EngineDead(f"the device was lost: {failure}"))
             raise failure
         if failure is not None:
-            free_if_out_of_memory(failure)
             self._fail(request, failure)
         else:
             self._complete(request, run.result)
+
+    def _try_to_park(self, request: Request, call: ModuleCall) -> Exception | None:
+        """What its own pipeline is to blame for, if that cannot be."""
+        try:
+            self._park(request, call)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            return error
+        return None
 
     def _park(self, request: Request, call: ModuleCall) -> None:
         step = step_batch.describe(call)

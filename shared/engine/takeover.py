@@ -24,7 +24,10 @@ _DENOISERS = ("unet", "transformer", "controlnet")
 
 
 def check_leaves_modules(pipeline: DiffusionPipeline) -> None:
-    """ValueError if it changes its denoiser during a call: others are in the midst of theirs."""
+    """ValueError where perturbed-attention guidance changes the denoiser during a call.
+
+    Others are in the midst of theirs.
+    """
     if isinstance(pipeline, PAGMixin):
         name = type(pipeline).__name__
         raise ValueError(f"pipeline: {name} changes its denoiser while it runs, which is shared")
