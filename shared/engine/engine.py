@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from traceback import clear_frames
 from types import TracebackType
 from typing import Any, Self
 
@@ -455,13 +456,17 @@ class DenoiseEngine:
         assert run is not None
         request.parked = None
         while call is not None:
-            fault = self._try_to_park(request, call)
-            if fault is None:
+            try:
+                self._park(request, call)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:  # its own pipeline's fault
+                call = run.throw(error)
+            else:
                 return
-            call = run.throw(fault)
-        # Its frames hold the run: what a failed request had is freed as soon as its error is.
-        failure, run.error = run.error, None
+        failure = run.error
         if failure is not None:
+            clear_frames(failure.__traceback__)  # they hold tensors for as long as it is held
             free_if_out_of_memory(failure)
         request.run = None  # they hold one another: let the pictures go as soon as they are taken
         with self._changed:
@@ -473,16 +478,6 @@ class DenoiseEngine:
             self._fail(request, failure)
         else:
             self._complete(request, run.result)
-
-    def _try_to_park(self, request: Request, call: ModuleCall) -> Exception | None:
-        """What its own pipeline is to blame for, if that cannot be."""
-        try:
-            self._park(request, call)
-        except torch.AcceleratorError:
-            raise
-        except Exception as error:
-            return error
-        return None
 
     def _park(self, request: Request, call: ModuleCall) -> None:
         step = step_batch.describe(call)

@@ -42,8 +42,13 @@ class Forwards:
         """
         max_rows = self._rows_that_fit(calls[0])
         rows = sum(call.rows for call in calls)
-        outputs, failure = _try(calls, rule, max_rows)
-        if failure is None:
+        try:
+            outputs = step_batch.forward(calls, rule, max_rows)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            failure = error
+        else:
             if calls[0].kind == "denoise" and rows:
                 self.num_padding_rows += sum(rule.chunks(rows, max_rows)) - rows
             return outputs
@@ -125,18 +130,6 @@ def _scope(call: StepCall) -> Hashable:
     if device_type(module) == "cpu":
         return id(module)
     return call.key, isinstance(method, Compilable) and method.is_adapted
-
-
-def _try(
-    calls: Sequence[StepCall], rule: RowRule, max_rows: int | None
-) -> tuple[list[Any], Exception | None]:
-    """Outputs, or what was raised: here, so that no frame of its traceback holds it."""
-    try:
-        return step_batch.forward(calls, rule, max_rows), None
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:
-        return [], error
 
 
 def free_if_out_of_memory(error: BaseException) -> bool:
