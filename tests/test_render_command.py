@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
+from batch.estimate import estimate
+from batch.render import CannotRender
 from jobs.progress import Progress, duration
 from jobs.render import main
 from shared.config import EngineConfig, ModelConfig
@@ -14,6 +16,9 @@ from shared.image_codec import encode
 from shared.model_files import describe_model
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest
+from tests.bulk import PlainRenderer, plan_run
+
+FAILING = "fail <this>"  # to a PlainRenderer
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,18 @@ def test_a_picture_is_rendered_again_from_its_own_metadata(
     file.write_bytes(encode(spoilt, image.provenance.model_copy(update={"model_fingerprint": "f"})))
     assert main(["--replay", str(file)]) == 2
     assert "error: it was made with the weights f, and postcard" in capsys.readouterr().err
+
+
+def test_a_picture_that_fails_ends_no_estimate(tmp_path: Path) -> None:
+    plan, output = plan_run(tmp_path, {"prompt": [FAILING, "good", "good", "good"]})
+    found = asyncio.run(estimate(plan, output, PlainRenderer()))
+    assert (found.num_sampled, found.num_bytes > 0) == (4, True)
+
+
+def test_a_sample_that_fails_whole_is_told(tmp_path: Path) -> None:
+    plan, output = plan_run(tmp_path, {"prompt": [FAILING] * 4})
+    with pytest.raises(CannotRender, match="none of the 4 pictures"):
+        asyncio.run(estimate(plan, output, PlainRenderer()))
 
 
 def test_lines_say_how_far_it_is_and_how_long_it_takes() -> None:

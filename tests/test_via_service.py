@@ -108,6 +108,12 @@ def test_a_service_that_stays_away_ends_the_job(monkeypatch: pytest.MonkeyPatch)
     assert "gone" in str(error)
 
 
+def test_patience_begins_when_the_service_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batch.service_renderer._PATIENCE_S", 0)
+    (image,) = render(FakeService(troubles=[Unreachable("for a moment")]), 1)
+    assert isinstance(image, GeneratedImage)
+
+
 def test_what_died_with_its_generator_is_rendered_alone_and_given_up_the_third_time() -> None:
     service = FakeService(troubles=[GeneratorLost("lost")] * 16)
     images = render(service, 16)
