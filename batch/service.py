@@ -89,8 +89,6 @@ class ServeApplication:
             raise Overloaded(1.0) from None
         except UnknownModel as error:
             raise ServiceUnusable(str(error)) from None
-        except _OF_THE_REQUEST:
-            raise
         except (RayServeException, RayError) as error:
             raise Unreachable(str(error)) from None
 
