@@ -40,6 +40,10 @@ class CredentialsUnusable(ValueError):
     """Nothing can be signed with what is configured; the message says why."""
 
 
+class SigningFailed(RuntimeError):
+    """Of a picture that is rendered, and not given out unsigned; the message says why."""
+
+
 class ContentCredentials:
     """Signs finished pictures, in any thread.
 
@@ -57,9 +61,18 @@ class ContentCredentials:
             raise CredentialsUnusable(f"content_credentials: {error}") from error
 
     def sign(self, image: GeneratedImage) -> GeneratedImage:
-        """`image` with a signed manifest over all that its file says already."""
+        """`image` with a signed manifest over all that its file says already.
+
+        Raises SigningFailed, as where no time stamp is to be had.
+        """
         origin = source_type(image.provenance.request)
-        return image.model_copy(update={"data": self._signed(image.data, image.media_type, origin)})
+        try:
+            signed = self._signed(image.data, image.media_type, origin)
+        except c2pa.C2paError as error:
+            raise SigningFailed(
+                f"the picture was rendered, and could not be signed: {error}"
+            ) from None
+        return image.model_copy(update={"data": signed})
 
     def _signed(self, data: bytes, media_type: str, origin: str) -> bytes:
         signed = io.BytesIO()

@@ -11,13 +11,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serving.load import Load
-from serving.rendering import NotReady
 from shared.counters import EngineCounters, EngineForwards, Priority
 from shared.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineDead,
     GeneratorLost,
+    NotReady,
     Overloaded,
     QueueFull,
     TooBusy,
@@ -82,8 +82,6 @@ class Dispatcher:
             raise NotReady(str(error)) from None
         except Overloaded:
             pass  # it has more than enough to do
-        except (*_LOST, DeploymentUnavailableError) as error:
-            raise NotReady(f"no generator to ask: {error}") from None
 
     async def render(
         self,
@@ -160,6 +158,8 @@ class Dispatcher:
         except (BackPressureError, QueueFull):
             load.refused()
             raise Overloaded(load.seconds_to_clear()) from None
+        except DeploymentUnavailableError as error:
+            raise NotReady(f"no generator to ask: {error}") from None
         except RayTaskError as error:  # by actor RPC; what it says itself is its traceback
             raise error.cause from None
         finally:
@@ -179,6 +179,8 @@ class Dispatcher:
             (answer,) = [each async for each in answers]
         except BackPressureError:
             raise Overloaded(self._loads[Priority.ONLINE].seconds_to_clear()) from None
+        except (*_LOST, DeploymentUnavailableError) as error:
+            raise NotReady(f"no generator to ask: {error}") from None
         except RayTaskError as error:
             raise error.cause from None
         finally:

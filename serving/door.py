@@ -39,7 +39,7 @@ _LONGEST_PAUSE_S = 1.0
 class HttpConfig(Settings):
     """`token_hashes` are SHA-256 hex digests of the bearer tokens that may call (none: everyone).
 
-    A request may take `timeout_s` seconds, or less if its caller says so, and have a body of
+    A request may take `timeout_s` seconds, or less if its caller says so, and upload
     `max_body_bytes`. With `content_credentials` every picture is signed.
     """
 
@@ -145,7 +145,11 @@ class Call:
         """`image` as it leaves the house: signed, where that is configured."""
         if self._credentials is None:
             return image
-        return await asyncio.to_thread(self._credentials.sign, image)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await asyncio.to_thread(self._credentials.sign, image)
+        except TimeoutError:
+            raise DeadlineExceeded("it was not signed in the time that it had") from None
 
 
 def chosen(models: Mapping[str, RenderingT], name: str | None) -> RenderingT:

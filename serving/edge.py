@@ -23,10 +23,12 @@ _HARDENING = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
+# Of a body without pictures, which is read before its token is looked at.
+_MAX_JSON_BYTES = 2**20
 
 
 class Edge:
-    """An ASGI middleware. Bodies may have `max_body_bytes`; `is_open`: no token is asked for."""
+    """An ASGI middleware. Uploads may have `max_body_bytes`; `is_open`: no token is asked for."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, is_open: bool) -> None:
         self._app = app
@@ -43,39 +45,45 @@ class Edge:
                 "CALLED FROM ANOTHER MACHINE WITHOUT A TOKEN: whoever reaches this port can render."
                 " Set API_TOKEN, or http.token_hashes of the service."
             )
-        refusal = self._find_refusal(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        most = self._max_body_bytes
+        if not headers.get("content-type", "").lower().startswith("multipart/"):
+            most = min(most, _MAX_JSON_BYTES)
+        refusal = _find_refusal(headers, most)
         if refusal is not None:
             await answer_to(Request(scope), refusal)(scope, receive, _hardened(send))
         else:
-            await self._app(scope, self._bounded(receive), _hardened(send))
+            await self._app(scope, _bounded(receive, most), _hardened(send))
 
-    def _find_refusal(self, headers: Headers) -> Exception | None:
-        for name, reason in _SERVES_OWN.items():
-            if name in headers:
-                return InvalidRequest(name, reason)
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._max_body_bytes:
-            return self._too_large()
-        return None
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """`receive`, for bodies that do not say how long they are."""
-        num_bytes = 0
+def _find_refusal(headers: Headers, max_bytes: int) -> Exception | None:
+    for name, reason in _SERVES_OWN.items():
+        if name in headers:
+            return InvalidRequest(name, reason)
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > max_bytes:
+        return _too_large(max_bytes)
+    return None
 
-        async def bounded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_body_bytes:
-                raise self._too_large()
-            return message
 
-        return bounded
+def _bounded(receive: Receive, max_bytes: int) -> Receive:
+    """`receive`, for bodies that do not say how long they are."""
+    num_bytes = 0
 
-    def _too_large(self) -> HTTPException:
-        most = self._max_body_bytes
-        size = f"{most / 2**20:.3g} MiB" if most >= 2**20 else f"{most} bytes"
-        return HTTPException(413, f"a request may have {size}")
+    async def bounded() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        return message
+
+    return bounded
+
+
+def _too_large(most: int) -> HTTPException:
+    size = f"{most / 2**20:.3g} MiB" if most >= 2**20 else f"{most} bytes"
+    return HTTPException(413, f"such a request may have {size}")
 
 
 def _hardened(send: Send) -> Send:

@@ -1,5 +1,6 @@
 """Exceptions to HTTP answers: one envelope, one table. Its shape is OpenAI's."""
 
+import logging
 import math
 from collections.abc import Callable
 from http import HTTPMethod, HTTPStatus
@@ -13,17 +14,20 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from serving.auth import Unauthorized
-from serving.rendering import NotReady
+from serving.content_credentials import SigningFailed
 from shared.errors import (
     DeadlineExceeded,
     GeneratorLost,
     ImageBlocked,
     InvalidRequest,
+    NotReady,
     Overloaded,
     RenderFailed,
     UnknownModel,
 )
 from shared.request import first_problem
+
+logger = logging.getLogger(__name__)
 
 
 class ErrorDetail(BaseModel):
@@ -41,12 +45,28 @@ class ErrorBody(BaseModel):
 
 # For the OpenAPI document: every route can answer with these.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 413, 429, 500, 503, 504)
+    status: {"model": ErrorBody, "description": description}
+    for status, description in {
+        400: "A field to mend, or a picture that is not to be shown",
+        401: "No token, or another",
+        413: "Too large a body",
+        429: "Too much to do; try again after Retry-After seconds",
+        500: "Rendering failed",
+        503: "Nobody to render it",
+        504: "Not finished in time",
+    }.items()
 }
 # And those that take a model, with this.
 UNKNOWN_MODEL_RESPONSE: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorBody, "description": "A model that is not served here"}
+}
+
+# Of what the framework refuses. Python's names of some statuses are others in each version.
+_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "content_too_large",
 }
 
 # Clients that retry by themselves would only have the same rendered again.
@@ -101,7 +121,14 @@ def _invalid_request(_: Request, error: Exception) -> JSONResponse:
 
 def _invalid_form(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return _invalid_request(request, first_problem(error.errors()))
+    return _invalid_request(request, _problem(error.errors()[0]))
+
+
+def _problem(found: dict[str, Any]) -> InvalidRequest:
+    """FastAPI says first whether the field stood in the query, a header or the body."""
+    if found["type"] == "json_invalid":
+        return InvalidRequest("body", "is not valid JSON")
+    return first_problem([found | {"loc": found["loc"][1:]}])
 
 
 def _unauthorized(_: Request, error: Exception) -> JSONResponse:
@@ -111,7 +138,7 @@ def _unauthorized(_: Request, error: Exception) -> JSONResponse:
 def _overloaded(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Overloaded)
     seconds = math.ceil(error.retry_after_s)
-    message = f"every place in the queue is taken; try again in {seconds} s"
+    message = f"there is too much to do before this request; try again in {seconds} s"
     return _answer(429, "queue_full", message, headers={"Retry-After": str(seconds)})
 
 
@@ -131,6 +158,11 @@ def _render_failed(_: Request, error: Exception) -> JSONResponse:
     return _answer(500, "render_failed", str(error), headers=_NO_RETRY)
 
 
+def _not_signed(_: Request, error: Exception) -> JSONResponse:
+    logger.error("%s", error)
+    return _answer(500, "signing_failed", str(error), headers=_NO_RETRY)
+
+
 def _lost(_: Request, error: Exception) -> JSONResponse:
     return _answer(503, "generator_lost", str(error), headers=_NO_RETRY)
 
@@ -145,7 +177,7 @@ def _internal(_: Request, error: Exception) -> JSONResponse:
 
 def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    code = _CODES.get(error.status_code, f"http_{error.status_code}")
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_allowed_methods(request))
@@ -173,6 +205,7 @@ _HANDLERS: dict[type, Callable[[Request, Exception], JSONResponse]] = {
     UnknownModel: _unknown_model,
     ImageBlocked: _blocked,
     RenderFailed: _render_failed,
+    SigningFailed: _not_signed,
     GeneratorLost: _lost,
     NotReady: _not_ready,
     HTTPException: _http,

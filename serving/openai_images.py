@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.datastructures import FormData, UploadFile
 
 from serving import sse
@@ -46,6 +46,12 @@ _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 _FILES = {"image", "image[]", "mask"}
 _LORA_MEMBER = re.compile(r"lora\[(.+)\]")
 
+# null stands for 1, as it does in OpenAI's.
+Number = Annotated[
+    int,
+    Field(ge=1, le=10, description="Pictures, of successive seeds."),
+    BeforeValidator(lambda value: 1 if value is None else value, json_schema_input_type=int | None),
+]
 _Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
 
 
@@ -53,7 +59,7 @@ class GenerationRequest(PictureFields):
     """The body of OpenAI's, and by `extra_body` the fields of ours."""
 
     model: ModelName = None
-    n: int = Field(default=1, ge=1, le=10, description="Pictures, of successive seeds.")
+    n: Number = 1
     size: str | None = Field(default=None, description="As in 512x512, or auto.")
     response_format: Literal["b64_json"] | None = None
     output_format: ImageFormat | None = Field(default=None, description="png where left out.")

@@ -8,10 +8,6 @@ from shared.model_profile import ServedModel
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress
 
 
-class NotReady(RuntimeError):
-    """Nobody would render a picture now, for this reason."""
-
-
 class Rendering(Protocol):
     """Renders canonical requests, somewhere."""
 

@@ -9,6 +9,7 @@ Cancelled         the caller gave the request up
 UnknownModel      a model that is not served
 ImageBlocked      the checkpoint's safety checker refused the picture
 RenderFailed      the pipeline failed on this request alone
+NotReady          nobody would render anything now
 GeneratorLost     whoever rendered the request died, perhaps of it
 ModelUnavailable  the configured checkpoint cannot be loaded
 EngineDead        fatal: the engine no longer runs, nothing it held will finish
@@ -61,6 +62,10 @@ class ImageBlocked(RuntimeError):
 
 class RenderFailed(RuntimeError):
     """The pipeline raised an error of its own; the message says which."""
+
+
+class NotReady(RuntimeError):
+    """Nobody would render a picture now, for this reason."""
 
 
 class GeneratorLost(RuntimeError):

@@ -220,11 +220,7 @@ _IN_OUR_WORDS = {
 def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     """The first of pydantic's errors as ours, whichever door they came through."""
     error = errors[0]
-    # FastAPI prefixes where the field stood; a broken JSON body has a character offset instead.
-    path = [str(part) for part in error["loc"] if part not in ("body", "query", "header")]
-    if error["type"] == "json_invalid":
-        return InvalidRequest("body", "is not valid JSON")
-    field = ".".join(path) or "body"
+    field = ".".join(map(str, error["loc"])) or "body"
     words = _IN_OUR_WORDS.get(error["type"])
     message = words.format(**error.get("ctx", {})) if words else str(error["msg"])
     return InvalidRequest(field, message)

@@ -78,4 +78,7 @@ def _open(data: bytes, field: str, max_pixels: int) -> Image.Image:
 def _decoded(data: bytes) -> Image.Image:
     """RGBA, upright."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return ImageOps.exif_transpose(image).convert("RGBA")
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # greys of 16 bits, which Pillow would clip to 8
+        upright = upright.convert("I").point(lambda grey: grey / 256).convert("L")
+    return upright.convert("RGBA")

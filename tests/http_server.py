@@ -13,10 +13,10 @@ import uvicorn
 from serving.door import HttpConfig
 from serving.http_app import build_http_app
 from serving.load import Load
-from serving.rendering import NotReady, Rendering
+from serving.rendering import Rendering
 from shared.config import EngineConfig, ModelConfig
 from shared.counters import EngineCounters, EngineForwards, Priority
-from shared.errors import EngineDead, Overloaded, QueueFull, RenderFailed
+from shared.errors import EngineDead, NotReady, Overloaded, QueueFull, RenderFailed
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, Encoding, GeneratedImage, Progress

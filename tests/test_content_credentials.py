@@ -4,6 +4,7 @@ import base64
 import datetime
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -41,7 +42,7 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self.certificate = self._certify("authority", self._key, days=30, is_authority=True)
 
-    def issue(self, folder: Path, days: int = 30) -> CredentialsConfig:
+    def issue(self, folder: Path, days: float = 30) -> CredentialsConfig:
         """A new key and its certificate, which is good for `days` from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = self._certify("publisher", key, days, is_authority=False)
@@ -55,7 +56,7 @@ class Authority:
         return config
 
     def _certify(
-        self, name: str, key: ec.EllipticCurvePrivateKey, days: int, *, is_authority: bool
+        self, name: str, key: ec.EllipticCurvePrivateKey, days: float, *, is_authority: bool
     ) -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         usage = x509.KeyUsage(
@@ -179,3 +180,22 @@ def test_what_cannot_sign_is_refused_at_the_start(authority: Authority, tmp_path
     ]:
         with pytest.raises(CredentialsUnusable, match=reason):
             ContentCredentials(wrong)
+
+
+def test_a_certificate_that_runs_out_is_told_and_gives_out_no_unsigned_picture(
+    authority: Authority, tmp_path: Path
+) -> None:
+    good_for_s = 5
+    until = time.monotonic() + good_for_s
+    config = HttpConfig(content_credentials=authority.issue(tmp_path, good_for_s / 86_400))
+    with (
+        Renderer(ModelConfig(), EngineConfig()) as renderer,
+        http_server(InProcess(renderer), config) as host,
+    ):
+        time.sleep(max(0, until + 1 - time.monotonic()))
+        answer = requests.get(f"{host}/imagine", SMALL | {"img_size": 64}, timeout=60)
+    assert answer.status_code == 500
+    assert answer.headers["x-should-retry"] == "false"
+    error = answer.json()["error"]
+    assert error["code"] == "signing_failed"
+    assert "not valid at time of signing" in error["message"]

@@ -44,6 +44,26 @@ def test_a_large_body_is_refused_said_or_unsaid(host: str) -> None:
         assert "1000 bytes" in response.json()["error"]["message"]
 
 
+def test_what_has_no_files_is_refused_sooner(renderer: Renderer) -> None:
+    body = b'{"prompt": "' + b"a" * 2**20 + b'"}'
+    with http_server(InProcess(renderer)) as host:
+        headers = {"Content-Type": "application/json"}
+        refused = requests.post(f"{host}/imagine", body, headers=headers, timeout=10)
+        upload = requests.post(
+            f"{host}/v1/images/edits", {"prompt": "a"}, files={"image": body}, timeout=10
+        )
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "content_too_large"
+    assert "1 MiB" in refused.json()["error"]["message"]
+    assert upload.json()["error"]["param"] == "image"  # it was read
+
+
+@pytest.mark.parametrize("name", ["query", "header", "body"])
+def test_a_field_is_named_whatever_its_name(host: str, name: str) -> None:
+    answer = requests.get(f"{host}/imagine", QUERY | {name: "a"}, timeout=10)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
 def test_every_answer_is_hardened(host: str) -> None:
     for path in ("/", "/healthz", "/readyz", "/nothing", "/imagine?prompt=", "/v1/models"):
         headers = requests.get(f"{host}{path}", timeout=10).headers

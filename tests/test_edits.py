@@ -127,6 +127,13 @@ def test_a_single_pixel_of_a_large_mask_is_a_hole() -> None:
     assert holes.getbbox() == (31, 31, 32, 32)
 
 
+def test_greys_of_sixteen_bits_are_as_light_as_those_of_eight() -> None:
+    greys = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    deep = SourceImage(image=file(Image.fromarray(greys.astype(np.uint16))))
+    made, _ = deep.prepared(64, 64)
+    assert np.abs(np.asarray(made, dtype=float)[..., 0] - greys / 257).max() <= 1
+
+
 def test_an_adapter_s_weight_is_a_member_of_a_form(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         edit(client, extra_body={"lora": {"gold": 0.5}})

@@ -99,6 +99,10 @@ def test_every_format_is_what_was_asked_for(client: OpenAI, output_format: str) 
     assert (len(small) < len(large)) == (output_format != "png")
 
 
+def test_null_is_one_picture(client: OpenAI) -> None:
+    assert len(generate(client, extra_body={"n": None}).data) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "param"),
     [

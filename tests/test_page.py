@@ -361,15 +361,28 @@ def test_each_model_has_its_form(browser: Browser, renderer: Renderer, tmp_path:
         open_page(page, host)
         page.click("#settings summary")
         fill(page, width=64, height=64, num_inference_steps=2)
+        page.select_option("#scheduler", "DDIMScheduler")
+        page.fill("#adapters input", "0.7")
         imagine(page, 1)
         page.select_option("#model", "small")
         expect(page.locator("#adapters")).to_be_hidden()
+        expect(page.locator("#scheduler")).to_have_value("DDIMScheduler")  # which both have
         imagine(page, 2)
         assert [provenance(card).model for card in cards(page).all()] == ["small", "postcard"]
         cards(page).last.get_by_text("Reuse").click()
         expect(page.locator("#model")).to_have_value("postcard")
-        expect(page.locator("#adapters")).to_be_visible()
+        expect(page.locator("#adapters input")).to_have_value("0.7")
         page.close()
+
+
+def test_what_was_chosen_stays_when_the_model_is_asked_for_anew(page: Page, host: str) -> None:
+    page.select_option("#scheduler", "DDIMScheduler")
+    page.fill("#adapters input", "0.7")
+    with page.expect_response(f"{host}/profile?model=*"):
+        page.dispatch_event("#model", "change")
+    page.wait_for_timeout(200)
+    expect(page.locator("#scheduler")).to_have_value("DDIMScheduler")
+    expect(page.locator("#adapters input")).to_have_value("0.7")
 
 
 def test_a_service_with_a_token_asks_for_it(browser: Browser, renderer: Renderer) -> None:

@@ -15,10 +15,11 @@ let start = null; // the file of the picture to start from
 /** Show what `model` allows. What stands in the form stays, where it is allowed. */
 export function setProfile(model) {
   const { defaults, limits, schedulers, adapters, size_multiple } = model;
-  const before = profile;
+  const [before, lora, scheduler] = [profile, adapterWeights(), $("scheduler").value];
   profile = model;
   $("scheduler").replaceChildren(...schedulers.map((name) => new Option(shortName(name), name)));
-  $("scheduler").value = defaults.scheduler;
+  const stays = scheduler !== before?.defaults.scheduler && hasOption($("scheduler"), scheduler);
+  $("scheduler").value = stays ? scheduler : defaults.scheduler;
   for (const side of ["width", "height"]) {
     Object.assign($(side), { min: limits.min_side, max: limits.max_side, step: size_multiple });
   }
@@ -33,6 +34,7 @@ export function setProfile(model) {
   showSize();
   $("adapters").hidden = !Object.keys(adapters).length;
   $("adapters").replaceChildren($("adapters").firstElementChild, ...Object.keys(adapters).map(adapterRow));
+  setAdapters(lora);
   $("start-row").hidden = !model.edits;
   setStart(start);
 }
@@ -56,8 +58,7 @@ export function request() {
 /** Put a whole request back into the form; returns the names of what this model cannot have. */
 export function restore({ start: picture = null, scheduler, lora = {}, ...fields }) {
   for (const name of [...TEXTS, ...NUMBERS]) if (name in fields) $(name).value = fields[name];
-  const adapters = [...$("adapters").querySelectorAll("input")];
-  for (const input of adapters) input.value = lora[input.name] ?? 0;
+  setAdapters(lora);
   const hasScheduler = hasOption($("scheduler"), scheduler);
   if (hasScheduler) $("scheduler").value = scheduler;
   if (fields.strength) $("strength").value = fields.strength;
@@ -66,7 +67,7 @@ export function restore({ start: picture = null, scheduler, lora = {}, ...fields
   showSize();
   return [
     ...(hasScheduler ? [] : [scheduler]),
-    ...Object.keys(lora).filter((name) => !adapters.some((input) => input.name === name)),
+    ...Object.keys(lora).filter((name) => !adapterInputs().some((input) => input.name === name)),
     ...(fields.image_sha256 && !hasStart ? ["the picture that it starts from"] : []),
   ];
 }
@@ -159,9 +160,14 @@ function adapterRow(name) {
   return label;
 }
 
+const adapterInputs = () => [...$("adapters").querySelectorAll("input")];
+
+function setAdapters(lora) {
+  for (const input of adapterInputs()) input.value = lora[input.name] ?? 0;
+}
+
 function adapterWeights() {
-  const inputs = [...$("adapters").querySelectorAll("input")];
-  return Object.fromEntries(inputs.map((input) => [input.name, Number(input.value)]).filter(([, weight]) => weight));
+  return Object.fromEntries(adapterInputs().map((input) => [input.name, Number(input.value)]).filter(([, weight]) => weight));
 }
 
 function drawSeed() {
