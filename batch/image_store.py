@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch.output_folder import OutputFolder, parquet_bytes
+from batch.records import rows_of
 
 Format = Literal["files", "parquet", "webdataset"]
 
@@ -128,7 +129,7 @@ class TarFile(_Bundle):
     def _packed(rows: pa.Table, pictures: list[bytes]) -> bytes:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for row, data in zip(rows.to_pylist(), pictures, strict=True):
+            for row, data in zip(rows_of(rows), pictures, strict=True):
                 about = json.dumps(row, ensure_ascii=False, default=str)
                 _add(archive, row["file_name"], data)
                 _add(archive, f"{row['image_id']}.json", about.encode())

@@ -1,12 +1,15 @@
 """A folder on any filesystem that pyarrow knows: a local path, s3://, gs://, ..."""
 
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from tenacity import (
     Retrying,
-    retry_if_not_exception_type,
+    retry_if_exception,
     stop_after_delay,
     wait_random_exponential,
 )
@@ -23,7 +26,13 @@ ResultT = TypeVar("ResultT")
 
 # An object store that fails is asked again for so long, beside the tries of its own client.
 _PATIENCE_S = 120
+# What it says where it will not have us, however often it is asked.
+_REFUSAL = re.compile(
+    "AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|NO_SUCH_BUCKET|SIGNATURE_DOES_NOT_MATCH)"
+)
 _READ_AT_ONCE = 16
+# Bytes of a file on its way to an object store; larger ones wait on the disk.
+_WAITS_IN_MEMORY = 16 * 2**20
 
 
 class LocationUnusable(ValueError):
@@ -37,28 +46,34 @@ def absolute(location: str) -> str:
 
 def shown(location: str) -> str:
     """A location for people and logs: without the keys and the options of a URI."""
-    if "://" not in location:
+    scheme, separator, rest = location.partition("://")
+    if not separator:
         return location
-    parts = urlsplit(location)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    rest = rest.partition("?")[0]
+    # A secret may have a slash, and an object's name an @.
+    credentials, _, address = rest.rpartition("@")
+    return f"{scheme}://{address if ':' in credentials else rest}"
 
 
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The filesystem and the path in it of a local path or a URI. Raises LocationUnusable."""
+    uri = location
     try:
-        location = absolute(location)
-        uri = location if "://" in location else Path(location).as_uri()
-        filesystem, path = fs.FileSystem.from_uri(_with_single_put(uri))
+        uri = _uri(location)
+        filesystem, path = fs.FileSystem.from_uri(uri)
     except (OSError, RuntimeError, ValueError) as error:
-        raise LocationUnusable(f"cannot open {shown(location)}: {error}") from error
+        reason = str(error).replace(uri, shown(location))  # it may have keys
+        raise LocationUnusable(f"cannot open {shown(location)}: {reason}") from None
     return filesystem, path
 
 
-def _with_single_put(uri: str) -> str:
-    """By default pyarrow writes the smallest object to S3 in three requests, not in one."""
+def _uri(location: str) -> str:
+    location = absolute(location)
+    uri = location if "://" in location else Path(location).as_uri()
     parts = urlsplit(uri)
     if parts.scheme != "s3":
         return uri
+    # By default pyarrow writes the smallest object to S3 in three requests, not in one.
     query = f"{parts.query}&" if parts.query else ""
     return urlunsplit(parts._replace(query=f"{query}allow_delayed_open=true"))
 
@@ -70,7 +85,7 @@ class OutputFolder:
         """Raises LocationUnusable."""
         self._filesystem, self._root = resolve(location)
         self.location = absolute(location)
-        if self._filesystem.get_file_info(self._root).type == fs.FileType.File:
+        if self._kind_of(self._root) == fs.FileType.File:
             raise LocationUnusable(f"{shown(location)} is a file, not a folder")
         if self._is_local:
             self._make()
@@ -83,33 +98,27 @@ class OutputFolder:
             raise LocationUnusable(f"cannot make the folder {self.location}: {reason}") from error
 
     def write(self, name: str, data: bytes) -> None:
-        def write() -> None:
-            with self.writing(name) as stream:
-                stream.write(data)
-
-        self._patiently(write)
+        with self.writing(name) as stream:
+            stream.write(data)
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[pa.NativeFile]:
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A stream that becomes the file when it ends well."""
         path = self._path(name)
-        if not self._is_local:
-            # An object store shows an object only when it is whole.
-            with self._filesystem.open_output_stream(path) as stream:
+        if self._is_local:
+            with _replacing(Path(path)) as stream:
                 yield stream
             return
-        target = PurePosixPath(path)
-        self._filesystem.create_dir(str(target.parent), recursive=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with self._filesystem.open_output_stream(str(partial)) as stream:
-                yield stream
-            _sync(partial)
-            self._filesystem.move(str(partial), path)
-            _sync(target.parent)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        # An object store takes what it has for the whole once a stream is closed, for whatever
+        # reason.
+        with SpooledTemporaryFile(_WAITS_IN_MEMORY) as whole:
+            yield whole
+            self._patiently(lambda: self._upload(whole, path))
+
+    def _upload(self, whole: IO[bytes], path: str) -> None:
+        whole.seek(0)
+        with self._filesystem.open_output_stream(path) as stream:
+            shutil.copyfileobj(whole, stream, _WAITS_IN_MEMORY)
 
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -123,8 +132,10 @@ class OutputFolder:
         return self._patiently(read)
 
     def exists(self, name: str) -> bool:
-        info = self._patiently(lambda: self._filesystem.get_file_info(self._path(name)))
-        return bool(info.type == fs.FileType.File)
+        return bool(self._kind_of(self._path(name)) == fs.FileType.File)
+
+    def _kind_of(self, path: str) -> fs.FileType:
+        return self._patiently(lambda: self._filesystem.get_file_info(path)).type
 
     def list(self, folder: str) -> list[str]:
         """The sorted file names in a folder; none where there is no such folder."""
@@ -171,16 +182,28 @@ class OutputFolder:
         return isinstance(self._filesystem, fs.LocalFileSystem)
 
     def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
-        """`action`, again and again while an object store fails; a local disk is believed."""
+        """`action`, again and again while an object store fails; a local disk is believed.
+
+        Raises LocationUnusable where it refuses.
+        """
         if self._is_local:
             return action()
         retrying = Retrying(
-            retry=retry_if_not_exception_type(FileNotFoundError),
+            retry=retry_if_exception(lambda error: not _is_final(error)),
             wait=wait_random_exponential(multiplier=0.5, max=20),
             stop=stop_after_delay(_PATIENCE_S),
             reraise=True,
         )
-        return retrying(action)
+        try:
+            return retrying(action)
+        except OSError as error:
+            if _REFUSAL.search(str(error)):
+                raise LocationUnusable(f"{shown(self.location)}: {error}") from None
+            raise
+
+
+def _is_final(error: BaseException) -> bool:
+    return isinstance(error, FileNotFoundError) or _REFUSAL.search(str(error)) is not None
 
 
 def _several_at_once(read: Callable[[str], ResultT], names: Sequence[str]) -> Iterator[ResultT]:
@@ -197,7 +220,23 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return content
 
 
-def _sync(path: PurePosixPath) -> None:
+@contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
+    """A stream that takes the place of a local file when it ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
     """Onto the disk with the file, or with the names in the folder: a commit outlives the power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -22,6 +22,8 @@ from shared.errors import InvalidRequest
 from shared.model_profile import ModelProfile
 from shared.request import MAX_SEED, canonical_json, parse, parse_request
 
+# Pictures of an input row.
+MAX_REPEATS = 100
 MARKER = "plan/run.json"
 _CLAIMS = "plan/claims"
 # Rejected rows are written in files of this many.
@@ -206,7 +208,7 @@ class _TableFiles:
 
 
 class _Repeats(BaseModel):
-    num_images_per_prompt: int = Field(ge=1, le=100)
+    num_images_per_prompt: int = Field(ge=1, le=MAX_REPEATS)
 
 
 def _planned(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from batch.output_folder import LocationUnusable, resolve, shown
-from batch.records import METADATA_SCHEMA
+from batch.records import METADATA_SCHEMA, values_of
 from shared.config import Settings
 from shared.request import ImageRequest
 
@@ -88,10 +88,12 @@ class PromptTable:
 
     def _fields(self, batch: pa.RecordBatch) -> list[dict[str, Any]]:
         there = {
-            field: _values(batch.column(column))
+            field: values_of(batch.column(column))
             for field, column in self._column_of.items()
             if column in batch.schema.names
         }
+        if "lora" in there:
+            there["lora"] = [_weights(cell) for cell in there["lora"]]
         return [
             {field: cells[i] for field, cells in there.items() if not _is_null(cells[i])}
             for i in range(batch.num_rows)
@@ -158,20 +160,13 @@ def _kept_name(column: str) -> str:
     return f"input_{column}" if column in (*METADATA_SCHEMA.names, "image") else column
 
 
-def _values(column: pa.Array) -> list[Any]:
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:  # Arrow does not check what it reads as text
-        values = [_text(value) for value in column.cast(pa.binary()).to_pylist()]
-    return values
-
-
-def _text(value: bytes | None) -> str | bytes | None:
-    """As bytes where it is no text: they are refused by the request, with their row."""
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        return value
+def _weights(cell: Any) -> Any:
+    """A map has pairs; a struct has every adapter that any row names, as null in the others."""
+    if isinstance(cell, list) and all(isinstance(each, tuple) for each in cell):
+        cell = dict(cell)
+    if not isinstance(cell, dict):
+        return cell
+    return {name: weight for name, weight in cell.items() if weight is not None}
 
 
 def _is_null(value: Any) -> bool:

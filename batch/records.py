@@ -152,3 +152,27 @@ def dataset_rows(metadata: pa.Table) -> pa.Table:
     """The pictures of a shard as its dataset describes them: the same in every run."""
     rendered = metadata.filter(pc.equal(metadata.column("status"), "ok"))
     return rendered.drop_columns(_OF_THE_RUN)
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """As Python's, and as bytes what is called a text and is none."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not check what it reads as text
+        values = [_text(value) for value in column.cast(pa.binary()).to_pylist()]
+    return values
+
+
+def rows_of(table: pa.Table) -> list[dict[str, Any]]:
+    """As `values_of`, by column."""
+    columns = map(values_of, table.columns)
+    return [
+        dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)
+    ]
+
+
+def _text(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value

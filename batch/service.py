@@ -14,6 +14,7 @@ from shared.errors import (
     DeadlineExceeded,
     GeneratorLost,
     ImageBlocked,
+    NotReady,
     Overloaded,
     RenderFailed,
     UnknownModel,
@@ -25,7 +26,15 @@ from shared.request import CanonicalRequest, GeneratedImage, Timings
 # A service answers within its own `http.timeout_s`, 600 if not configured.
 _ANSWERS_WITHIN_S = 3600
 _CONNECTS_WITHIN_S = 10
-_OF_THE_REQUEST = (Overloaded, GeneratorLost, DeadlineExceeded, ImageBlocked, RenderFailed)
+_OURS = (
+    DeadlineExceeded,
+    GeneratorLost,
+    ImageBlocked,
+    NotReady,
+    Overloaded,
+    RenderFailed,
+    UnknownModel,
+)
 _DURATION = re.compile(r"(\w+);dur=([\d.]+)")
 
 
@@ -89,13 +98,13 @@ class ServeApplication:
             raise Overloaded(1.0) from None
         except UnknownModel as error:
             raise ServiceUnusable(str(error)) from None
-        except (RayServeException, RayError) as error:
+        except (NotReady, RayServeException, RayError) as error:
             raise Unreachable(str(error)) from None
 
 
 def _meant(cause: Exception) -> Exception:
     """What was raised there; of what nobody here knows, a text: what Ray says is a traceback."""
-    if isinstance(cause, (BackPressureError, RayServeException, UnknownModel, *_OF_THE_REQUEST)):
+    if isinstance(cause, (BackPressureError, RayServeException, *_OURS)):
         return cause
     return RenderFailed(f"{type(cause).__name__}: {cause}")
 
@@ -163,7 +172,7 @@ def _error(response: httpx.Response) -> Exception:
         told = f"{response.url} answers {response.status_code} {response.reason_phrase}"
         return ServiceUnusable(told) if response.is_client_error else Unreachable(told)
     match code:
-        case "not_ready":
+        case "not_ready" | "signing_failed":  # it may be mended meanwhile
             return Unreachable(message)
         case "generator_lost":
             return GeneratorLost(message)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from batch.flow import Window
@@ -15,7 +16,8 @@ from shared.request import CanonicalRequest, GeneratedImage
 
 # Under way at once, at most; each is an open call.
 MAX_UNDER_WAY = 256
-# A picture that nobody lived to render: the first time in company, then alone.
+# A picture that nobody lived to render: the first time in company, then alone. One that was not
+# rendered in time is no danger to the others, and waits among them.
 _MAX_TRIES = 3
 # So long a service may be gone, which another deployment of it or a lost node takes.
 _PATIENCE_S = 600.0
@@ -33,9 +35,9 @@ class ServiceRenderer:
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
         """Raises what the request is the reason of, and ServiceUnusable."""
-        pauses, num_failed = _pauses(), 0
+        pauses, failures = _pauses(), Counter[type]()
         while True:
-            async with self._window.alone() if num_failed else self._window.place():
+            async with self._window.alone() if failures[GeneratorLost] else self._window.place():
                 try:
                     image = await self._service.render(request)
                 except Overloaded as refusal:
@@ -49,10 +51,10 @@ class ServiceRenderer:
                 except (ImageBlocked, RenderFailed):
                     self._heard()
                     raise
-                except (GeneratorLost, DeadlineExceeded):
+                except (GeneratorLost, DeadlineExceeded) as error:
                     self._heard()
-                    num_failed += 1
-                    if num_failed == _MAX_TRIES:
+                    failures[type(error)] += 1
+                    if failures[type(error)] == _MAX_TRIES:
                         raise
                     pause_s = next(pauses)
                 else:

@@ -1,10 +1,12 @@
 """The command line of `python -m jobs.render`."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import get_args
 
 from batch.image_store import Format
+from batch.plan import MAX_REPEATS
 from shared.arguments import add_adapter, add_byte_identical, add_compile, pair, positive
 from shared.config import RequestDefaults
 
@@ -25,6 +27,10 @@ examples:
 exit codes: 0 all rendered, 3 finished with failed or rejected rows, 2 usage, 1 crash,
 130 stopped by Ctrl-C
 """
+
+
+class UsageError(ValueError):
+    """The arguments cannot be right together, or here."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -64,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=positive, metavar="N", help="only the first N rows of the input")
     add(
         "--num-images-per-prompt",
-        type=positive,
+        type=_repeats,
         default=1,
         metavar="N",
         help="pictures of a row that does not say how many (%(default)s)",
@@ -75,8 +81,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
     add("--shard-rows", type=positive, default=16, help="pictures committed at once (%(default)s)")
     add("--concurrency", type=positive, help="engines (one per GPU, or per node without GPUs)")
-    add("--num-cpus", type=float, help="CPUs, and so threads, of each engine")
-    add("--num-gpus", type=float, help="GPUs of each engine")
+    add("--num-cpus", type=_amount, help="CPUs, and so threads, of each engine")
+    add("--num-gpus", type=_amount, help="GPUs of each engine")
     options = parser.parse_args(arguments)
     if not options.replay and not (options.input and (options.output or options.dry_run)):
         parser.error("--input and --output are required")
@@ -105,6 +111,20 @@ def _refuse_what_the_service_decides(
     for name in _OF_ENGINES:
         if getattr(options, name) != parser.get_default(name):
             parser.error(f"{flag(name)} is the service's to say, and cannot be with --via-service")
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+def _repeats(text: str) -> int:
+    number = positive(text)
+    if number > MAX_REPEATS:
+        raise argparse.ArgumentTypeError(f"must be {MAX_REPEATS} or less")
+    return number
 
 
 def flag(name: str) -> str:

@@ -21,7 +21,7 @@ from batch.render import CannotRender, Workers, pending_shards
 from batch.replay import NotReplayable, replay, replayable
 from batch.report import REPORT, SUMMARY, read_summary, write_report
 from batch.service import ServiceUnusable
-from jobs.arguments import flag, parse
+from jobs.arguments import UsageError, flag, parse
 from jobs.progress import duration
 from jobs.renderers import Engines, NoCluster, Renderers, RunningService, end_in_order
 from shared.arguments import engine_config
@@ -67,10 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first_line = str(error).partition("\n")[0]
         _say_why_it_ends(f"{type(error).__name__}: {first_line}", options)
         return CRASHED
-
-
-class UsageError(ValueError):
-    """The arguments cannot be right together."""
 
 
 def _run(options: argparse.Namespace) -> int:

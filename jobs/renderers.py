@@ -31,6 +31,7 @@ from batch.render import (
 )
 from batch.service import ServiceUnusable, Unreachable, connect
 from batch.service_renderer import MAX_UNDER_WAY, ServiceRenderer
+from jobs.arguments import UsageError
 from jobs.progress import Progress
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import DeadlineExceeded, ModelUnavailable, Overloaded
@@ -70,7 +71,7 @@ class Engines:
         from shared.model_files import describe_model  # not in a job through a service:
         from shared.pipeline import check_fits  # these load torch and diffusers
 
-        if os.environ.get("RAY_ADDRESS", "local") == "local":  # then this machine renders
+        if _is_local():
             check_fits(model)
         self.served = ServedModel.configured(describe_model(model), model, engine)
         self._make = partial(_watched_renderer, model, engine)
@@ -110,7 +111,23 @@ class Engines:
             if num_gpus
             else Workers(concurrency=len(cpus) or 1, num_cpus=min(cpus, default=1), num_gpus=0)
         )
-        return default.model_copy(update=self._asked)
+        workers = default.model_copy(update=self._asked)
+        if _is_local():
+            _check_room(workers, max(cpus), num_gpus)
+        return workers
+
+
+def _is_local() -> bool:
+    """Whether this machine renders, as no cluster is named."""
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def _check_room(workers: Workers, num_cpus: float, num_gpus: float) -> None:
+    """Raise UsageError for an engine that this machine has never room for: it would wait."""
+    if workers.num_cpus > num_cpus:
+        raise UsageError(f"--num-cpus {workers.num_cpus:g}: this machine has {num_cpus:g}")
+    if workers.num_gpus > num_gpus:
+        raise UsageError(f"--num-gpus {workers.num_gpus:g}: this machine has {num_gpus:g}")
 
 
 class RunningService:

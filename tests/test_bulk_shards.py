@@ -184,6 +184,15 @@ def test_each_format_has_its_own_files(tmp_path: Path) -> None:
     assert (about["note"], about["sha256"]) == ("x", row["sha256"])
 
 
+@every_format
+def test_a_column_of_broken_text_keeps_no_picture_back(tmp_path: Path, format: Format) -> None:
+    note = pa.array([b"fine", b"\xff\xfe"]).cast(pa.string(), safe=False)
+    plan, output = plan_run(tmp_path, {"prompt": ["a", "b"], "note": note}, format=format)
+    render(plan, output, plan.shards)
+    summary = write_report(plan, output)
+    assert (summary.is_exact, summary.num_ok) == (True, 2)
+
+
 def test_a_shard_that_is_committed_is_not_rendered_again(
     planned: tuple[Plan, OutputFolder],
 ) -> None:

@@ -97,6 +97,16 @@ def test_a_thousand_rows_of_which_two_hundred_are_malformed(tmp_path: Path) -> N
     assert "Nothing to do" in again.stdout
 
 
+@pytest.mark.slow
+def test_an_engine_that_this_machine_has_no_room_for_is_refused(
+    prompts: Path, tmp_path: Path
+) -> None:
+    command = [*RENDER, f"--input={prompts}", f"--output={tmp_path}/out", "--num-cpus=9999"]
+    done = run(command)
+    assert done.returncode == 2
+    assert "error: --num-cpus 9999: this machine has " in done.stderr
+
+
 KILLING_RUN = """
 import sys
 from functools import partial

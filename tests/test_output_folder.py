@@ -81,10 +81,20 @@ def test_what_can_be_no_folder_is_refused(location: str) -> None:
         ("/data/out", "/data/out"),
         ("s3://bucket/out", "s3://bucket/out"),
         ("s3://key:secret@bucket/out?endpoint_override=host", "s3://bucket/out"),
+        ("s3://key:sec/ret@bucket/out", "s3://bucket/out"),
+        ("s3://bucket/me@home", "s3://bucket/me@home"),
     ],
 )
 def test_no_key_is_shown(location: str, text: str) -> None:
     assert shown(location) == text
+
+
+@pytest.mark.parametrize("location", ["s3://key:sec/ret@bucket", "s3://key:sec ret@bucket?a=b"])
+def test_no_key_is_in_an_error(location: str) -> None:
+    with pytest.raises(LocationUnusable, match="cannot open s3://bucket") as caught:
+        OutputFolder(location)
+    assert "sec" not in str(caught.value)
+    assert "ret" not in str(caught.value)
 
 
 def test_any_filesystem_of_pyarrow_will_do(tmp_path: Path) -> None:

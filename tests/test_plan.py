@@ -144,6 +144,30 @@ def test_text_that_is_no_text_is_rejected(tmp_path: Path, profile: ModelProfile)
     assert "Unicode" in rejected[0]["reason"]
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [{"ink": 0.8}, {"gold": 1}, None],  # a struct of both in each row
+        pa.array([[("ink", 0.8)], [("gold", 1)], []], pa.map_(pa.string(), pa.float32())),
+        ["ink:0.8", "gold:1", ""],
+    ],
+    ids=["struct", "map", "text"],
+)
+def test_weights_of_adapters_are_those_that_a_row_names(
+    tmp_path: Path, profile: ModelProfile, weights: Any
+) -> None:
+    adapted = profile.model_copy(update={"adapters": {"ink": "a" * 8, "gold": "b" * 8}})
+    source = write_input(tmp_path, {"prompt": ["a", "b", "c"], "lora": weights})
+    assert plan_into(tmp_path / "out", source, adapted).num_rejected == 0
+    found = [image.request.lora for image in images_of(tmp_path / "out")]
+    assert found == [{"ink": pytest.approx(0.8)}, {"gold": 1}, {}]
+
+
+def test_weights_that_are_none_are_rejected(tmp_path: Path, profile: ModelProfile) -> None:
+    source = write_input(tmp_path, {"prompt": ["a", "b"], "lora": [[1, 2], [3]]})
+    assert plan_into(tmp_path / "out", source, profile).num_rejected == 2
+
+
 def test_a_field_may_have_a_column_of_another_name(tmp_path: Path, profile: ModelProfile) -> None:
     source = write_input(tmp_path, {"caption": ["a", "b"], "prompt": [1, 2], "status": ["x", "y"]})
     columns = {"prompt": "caption"}

@@ -55,6 +55,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         (["--output", "out"], "--input and --output are required"),
         (["--column", "prompt"], "'prompt' is not like name=value"),
         (["--limit", "0"], "must be 1 or more"),
+        (["--num-cpus", "-1"], "must be 0 or more"),
+        (["--num-gpus", "nan"], "must be 0 or more"),
+        (["--num-images-per-prompt", "101"], "must be 100 or less"),
         (["--adapter", "an ink=ink.safetensors"], "'an ink': letters, digits, - and _ make"),
     ],
 )

@@ -105,3 +105,26 @@ def test_what_is_not_there_is_not_waited_for(server: S3Server) -> None:
     assert not output.exists("missing")
     with pytest.raises(LocationUnusable, match="there is no s3"):
         PromptTable("s3://bucket/missing.parquet")
+
+
+def test_what_breaks_off_is_no_object(server: S3Server) -> None:
+    output = OutputFolder("s3://bucket/run")
+
+    def write_half() -> None:
+        with output.writing("index") as stream:
+            stream.write(b"half")
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        write_half()
+    assert not output.exists("index")
+
+
+def test_a_store_that_will_not_have_us_says_so_at_once(server: S3Server) -> None:
+    with pytest.raises(LocationUnusable, match=r"s3://nobody-s/run: .*NO_SUCH_BUCKET"):
+        OutputFolder("s3://nobody-s/run").write("a", b"")
+    with (
+        server.asking_for_keys(),
+        pytest.raises(LocationUnusable, match="ACCESS_DENIED"),
+    ):
+        OutputFolder("s3://bucket/run")

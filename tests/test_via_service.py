@@ -14,7 +14,7 @@ from serving.auth import token_hash
 from serving.door import HttpConfig
 from shared.config import EngineConfig, ModelConfig
 from shared.counters import Priority
-from shared.errors import GeneratorLost, ImageBlocked, Overloaded, RenderFailed
+from shared.errors import DeadlineExceeded, GeneratorLost, ImageBlocked, Overloaded, RenderFailed
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, GeneratedImage
@@ -43,6 +43,7 @@ class FakeService:
         self.most = 0
         self.refused = 0
         self.asked = 0
+        self.company: list[int] = []  # how many were under way when each was asked for
         self._plain = PlainRenderer()
 
     async def served(self) -> ServedModel:
@@ -50,6 +51,7 @@ class FakeService:
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:
         self.asked += 1
+        self.company.append(self.under_way)
         if self.under_way >= self.room:
             self.refused += 1
             raise Overloaded(0.01)
@@ -120,6 +122,15 @@ def test_what_died_with_its_generator_is_rendered_alone_and_given_up_the_third_t
     assert all(isinstance(image, GeneratedImage) for image in images)
     (error,) = render(FakeService(troubles=[GeneratorLost("lost")] * 3), 1)
     assert isinstance(error, GeneratorLost)
+
+
+def test_what_was_late_is_asked_for_among_others_and_given_up_the_third_time() -> None:
+    service = FakeService(troubles=[DeadlineExceeded("late")] * 16)
+    images = render(service, 16)
+    assert all(isinstance(image, GeneratedImage) for image in images)
+    assert max(service.company[16:]) > 1
+    (error,) = render(FakeService(troubles=[DeadlineExceeded("late")] * 3), 1)
+    assert isinstance(error, DeadlineExceeded)
 
 
 def test_a_request_s_own_failure_is_told_at_once() -> None:
