@@ -11,6 +11,7 @@ python benchmarks/hybrid.py --num-generators 2 --compile openvino
 
 import argparse
 import asyncio
+import math
 import os
 import subprocess
 import sys
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from local_service import LocalService, local_service
-from workloads import MEAN_STEPS, Call, Client, Outcome, calls, poisson, quantile
+from workloads import MEAN_STEPS, Arrival, Call, Client, calls, poisson, quantile
 
 from shared.arguments import add_compile
 from shared.counters import EngineCounters, Priority
@@ -58,72 +59,108 @@ class Rates(NamedTuple):
         )
 
 
+class Found(NamedTuple):
+    """Of some slices of time."""
+
+    latencies_s: list[float]
+    num_failed: int
+    rates: Rates
+
+    def told(self) -> str:
+        p50 = quantile(self.latencies_s, 0.5)
+        return f"p50 {p50:.2f} s p95 {self.p95_s:.2f} s; {self.rates.told()}"
+
+    @property
+    def p95_s(self) -> float:
+        return quantile(self.latencies_s, 0.95)
+
+
 def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
     engine = {"bulk_slack": options.bulk_slack, "compile": options.compile}
     with local_service(num_generators=options.num_generators, engine=engine) as service:
         client = Client(service.url, MEAN_STEPS[MIX])
-        ask(client, wanted[:_CALLERS])
-        for number in range(options.rounds):
-            with rates(service, options.num_generators) as found:
-                capacity = ask(client, wanted[: 12 * _CALLERS]).pictures_per_s
-            print(f"round {number + 1}: capacity {capacity:.2f} pictures/s: {found[0].told()}")
+        asyncio.run(client.closed_loop(wanted[:_CALLERS], _CALLERS))
+        before = capacity_of(service, client, wanted, options)
+        for _ in range(options.rounds):
             for load in options.loads:
-                compare(service, client, wanted, load, capacity, options)
+                found = compare(service, client, wanted, load * before, options)
+                after = capacity_of(service, client, wanted, options)
+                tell(load, *found, capacity=(before + after) / 2)
+                before = after
 
 
 def compare(
     service: LocalService,
     client: Client,
     wanted: Sequence[Call],
-    load: float,
-    capacity: float,
+    calls_per_s: float,
     options: argparse.Namespace,
-) -> None:
-    number = round(load * capacity * options.seconds)
-    arrivals = list(poisson(wanted[:number], load * capacity))
+) -> tuple[Found, Found]:
+    """Alone, twice beside the job, and alone: a machine that gets slower is so for both."""
+    number = round(calls_per_s * options.seconds / 2)
+    slices = [
+        list(poisson(wanted[i * number : (i + 1) * number], calls_per_s, seed=i)) for i in (0, 1)
+    ]
 
-    def come() -> tuple[Outcome, Rates]:
-        with rates(service, options.num_generators) as found:
+    def come(arrivals: Sequence[Arrival]) -> Found:
+        with rates(service, options.num_generators, arrivals[-1].at_s) as found:
             outcome = asyncio.run(client.open_loop(arrivals))
-        return outcome, found[0]
+        return Found(outcome.latencies_s, outcome.num_failed, found[0])
 
-    alone, without = come()
+    first = come(slices[0])
     with bulk_job(service, options.num_generators, wanted):
-        beside, rate = come()
-    left = capacity - rate.online
+        beside = [come(each) for each in slices]
+    return _together(first, come(slices[1])), _together(*beside)
+
+
+def _together(*slices: Found) -> Found:
+    return Found(
+        [latency for each in slices for latency in each.latencies_s],
+        sum(each.num_failed for each in slices),
+        Rates(
+            *(
+                sum(values) / len(slices)
+                for values in zip(*(each.rates for each in slices), strict=True)
+            )
+        ),
+    )
+
+
+def capacity_of(
+    service: LocalService, client: Client, wanted: Sequence[Call], options: argparse.Namespace
+) -> float:
+    with rates(service, options.num_generators) as found:
+        outcome = asyncio.run(client.closed_loop(wanted[: 12 * _CALLERS], _CALLERS))
+    print(f"capacity {outcome.pictures_per_s:.2f} pictures/s: {found[0].told()}", flush=True)
+    return outcome.pictures_per_s
+
+
+def tell(load: float, alone: Found, beside: Found, capacity: float) -> None:
+    left = capacity - beside.rates.online
     print(
-        f"  {load:.1f} of it, {number} calls, {beside.num_failed + alone.num_failed} failed\n"
-        f"    alone: {told(alone)}; {without.told()}\n"
-        f"    beside the job: {told(beside)}; {rate.told()}\n"
-        f"    p95 {p95(beside) / p95(alone):.2f} times; bulk {rate.bulk:.2f} pictures/s, "
-        f"{rate.bulk / left:.0%} of the {left:.2f} that online left",
+        f"{load:.1f} of it, {len(alone.latencies_s)} calls, "
+        f"{alone.num_failed + beside.num_failed} failed\n"
+        f"  alone: {alone.told()}\n"
+        f"  beside the job: {beside.told()}\n"
+        f"  p95 {beside.p95_s / alone.p95_s:.2f} times; bulk {beside.rates.bulk:.2f} pictures/s, "
+        f"{beside.rates.bulk / left:.0%} of the {left:.2f} that online left",
         flush=True,
     )
 
 
-def told(outcome: Outcome) -> str:
-    return f"p50 {quantile(outcome.latencies_s, 0.5):.2f} s p95 {p95(outcome):.2f} s"
-
-
-def p95(outcome: Outcome) -> float:
-    return quantile(outcome.latencies_s, 0.95)
-
-
-def ask(client: Client, wanted: Sequence[Call]) -> Outcome:
-    return asyncio.run(client.closed_loop(wanted, _CALLERS))
-
-
 @contextmanager
-def rates(service: LocalService, num_generators: int) -> Iterator[list[Rates]]:
-    """Within it is counted; what was found is there at its end."""
+def rates(
+    service: LocalService, num_generators: int, seconds: float = math.inf
+) -> Iterator[list[Rates]]:
+    """Within it is counted, for so long at most; what was found is there at its end."""
     found: list[Rates] = []
     samples: defaultdict[str, list[tuple[float, EngineCounters]]] = defaultdict(list)
-    over = threading.Event()
+    over, until = threading.Event(), time.perf_counter() + seconds
 
     def sample() -> None:  # again and again, since each answer is of any one of them
-        while not over.wait(_BETWEEN_SAMPLES_S):
+        while not over.wait(_BETWEEN_SAMPLES_S) and time.perf_counter() < until:
             name, counters = service.engine()
             samples[name].append((time.perf_counter(), counters))
 
