@@ -29,7 +29,7 @@ from shared.config import ModelConfig, RequestDefaults
 from shared.errors import InvalidRequest, ModelUnavailable
 from shared.model_names import absolute
 from shared.model_profile import ModelProfile, ServedModel
-from shared.request import ImageRequest, first_problem
+from shared.request import ImageRequest, problem
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ def _run(options: argparse.Namespace) -> int:
         )
         return _exit_code(summary)
     if pending:
+        where = renderers.told()  # or it says what is wrong with that
         if summary is not None:  # until it is written anew: it would not tell of these
             output.delete(SUMMARY)
-        told = f"Rendering {len(pending)} of {plan.num_shards} shards {renderers.told()}"
-        print(told, flush=True)
+        print(f"Rendering {len(pending)} of {plan.num_shards} shards {where}", flush=True)
         renderers.render(pending, plan, output, retry_failed=options.retry_failed)
     summary = write_report(plan, output)
     _print_summary(summary, output)
@@ -150,7 +150,7 @@ def _model(
             }
         )
     except ValidationError as error:
-        wrong = first_problem(error.errors())
+        wrong = problem(error.errors()[0])
         raise UsageError(f"{flag(wrong.field.split('.')[-1])}: {wrong.message}") from None
     return absolute(model)
 

@@ -1,7 +1,7 @@
 """The Serve application, from its arguments.
 
-serve run serving.app:stable_diffusion_app            the bundled model, all defaults
-serve run serving.app:build_app model=/path/to/model  with arguments
+serve run --working-dir . serving.app:stable_diffusion_app                       all defaults
+serve run --working-dir . serving.app:build_app model=/path/to/model num_cpus=8  with arguments
 """
 
 import hashlib
@@ -9,10 +9,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Self
+from typing import Annotated, Self
 
 import ray
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
@@ -33,9 +40,12 @@ _SPARE = 16
 _WHILE_ASKED_FOR = {"min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 600}
 
 
-def _http_from_environment() -> HttpConfig:
-    tokens = tokens_from_environment(os.environ)
-    return HttpConfig(token_hashes=tuple(token_hash(token) for token in tokens))
+def _with_tokens(http: HttpConfig) -> HttpConfig:
+    """Those of the environment, where it does not say itself which there are."""
+    if "token_hashes" in http.model_fields_set:
+        return http
+    hashes = tuple(token_hash(token) for token in tokens_from_environment(os.environ))
+    return http.model_copy(update={"token_hashes": hashes})
 
 
 class ServiceArgs(Settings):
@@ -45,12 +55,12 @@ class ServiceArgs(Settings):
     a deployment of its own: Generator, and Generator-NAME of the others. The default model has
     `num_generators` replicas, unless `deployments:` of a Serve config has a number for it.
 
-    `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every
-    CPU of a node (its part of them, where there are several), since that is the number of threads
-    that torch gets. `max_queued_requests` may wait in an ingress for a generator with room; the
-    queue proper is the engine's (`max_queued`). `http.token_hashes` are by default those of the
-    tokens in API_TOKEN and API_TOKEN_FILE. Bulk requests count for autoscaling only if
-    `bulk_may_scale`.
+    `num_cpus` and `num_gpus` are what one generator replica takes; without a GPU it takes every CPU
+    of a node (its part of them, where there are several), since that is the number of threads that
+    torch gets, but only one where there is no cluster yet (`serve run`) when this is built.
+    `max_queued_requests` may wait in an ingress for a generator with room; the queue proper is the
+    engine's (`max_queued`). `http.token_hashes` are by default those of the tokens in API_TOKEN and
+    API_TOKEN_FILE. Bulk requests count for autoscaling only if `bulk_may_scale`.
     """
 
     model: ModelConfig = ModelConfig()
@@ -61,7 +71,9 @@ class ServiceArgs(Settings):
     num_gpus: NonNegativeFloat = 0
     max_queued_requests: PositiveInt = 128
     bulk_may_scale: bool = False
-    http: HttpConfig = Field(default_factory=_http_from_environment)
+    http: Annotated[HttpConfig, AfterValidator(_with_tokens)] = Field(
+        default=HttpConfig(), validate_default=True
+    )
 
     @model_validator(mode="after")
     def _have_names_of_their_own(self) -> Self:

@@ -159,7 +159,7 @@ class Dispatcher:
             load.refused()
             raise Overloaded(load.seconds_to_clear()) from None
         except DeploymentUnavailableError as error:
-            raise NotReady(f"no generator to ask: {error}") from None
+            raise _not_ready(error) from None
         except RayTaskError as error:  # by actor RPC; what it says itself is its traceback
             raise error.cause from None
         finally:
@@ -180,12 +180,17 @@ class Dispatcher:
         except BackPressureError:
             raise Overloaded(self._loads[Priority.ONLINE].seconds_to_clear()) from None
         except (*_LOST, DeploymentUnavailableError) as error:
-            raise NotReady(f"no generator to ask: {error}") from None
+            raise _not_ready(error) from None
         except RayTaskError as error:
             raise error.cause from None
         finally:
             answers.cancel()
         return answer
+
+
+def _not_ready(error: Exception) -> NotReady:
+    logger.warning("no generator answers: %s", error)
+    return NotReady("no generator answers; the service's log says more")
 
 
 async def _read_to_the_end(events: AsyncIterator[Any]) -> None:

@@ -25,7 +25,7 @@ from shared.errors import (
     RenderFailed,
     UnknownModel,
 )
-from shared.request import first_problem
+from shared.request import problem
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def _problem(found: dict[str, Any]) -> InvalidRequest:
     """FastAPI says first whether the field stood in the query, a header or the body."""
     if found["type"] == "json_invalid":
         return InvalidRequest("body", "is not valid JSON")
-    return first_problem([found | {"loc": found["loc"][1:]}])
+    return problem(found | {"loc": found["loc"][1:]})
 
 
 def _unauthorized(_: Request, error: Exception) -> JSONResponse:

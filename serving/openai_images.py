@@ -49,8 +49,11 @@ _LORA_MEMBER = re.compile(r"lora\[(.+)\]")
 # null stands for 1, as it does in OpenAI's.
 Number = Annotated[
     int,
-    Field(ge=1, le=10, description="Pictures, of successive seeds."),
-    BeforeValidator(lambda value: 1 if value is None else value, json_schema_input_type=int | None),
+    Field(ge=1, le=10),
+    BeforeValidator(
+        lambda value: 1 if value is None else value,
+        json_schema_input_type=Annotated[int, Field(ge=1, le=10)] | None,
+    ),
 ]
 _Ignored = Annotated[str | None, Field(description="Accepted, and without effect here.")]
 
@@ -59,7 +62,7 @@ class GenerationRequest(PictureFields):
     """The body of OpenAI's, and by `extra_body` the fields of ours."""
 
     model: ModelName = None
-    n: Number = 1
+    n: Number = Field(default=1, description="Pictures, of successive seeds.")
     size: str | None = Field(default=None, description="As in 512x512, or auto.")
     response_format: Literal["b64_json"] | None = None
     output_format: ImageFormat | None = Field(default=None, description="png where left out.")

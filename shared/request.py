@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -190,7 +190,7 @@ def parse(kind: type[FieldsT], fields: Mapping[str, Any]) -> FieldsT:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise first_problem(error.errors()) from None
+        raise problem(error.errors()[0]) from None
 
 
 # By pydantic's types of errors, with what it tells of each.
@@ -217,9 +217,8 @@ _IN_OUR_WORDS = {
 }
 
 
-def first_problem(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """The first of pydantic's errors as ours, whichever door they came through."""
-    error = errors[0]
+def problem(error: Mapping[str, Any]) -> InvalidRequest:
+    """One of pydantic's errors as ours, whichever door it came through."""
     field = ".".join(map(str, error["loc"])) or "body"
     words = _IN_OUR_WORDS.get(error["type"])
     message = words.format(**error.get("ctx", {})) if words else str(error["msg"])

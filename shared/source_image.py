@@ -81,4 +81,6 @@ def _decoded(data: bytes) -> Image.Image:
         upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):  # greys of 16 bits, which Pillow would clip to 8
         upright = upright.convert("I").point(lambda grey: grey / 256).convert("L")
+        if "transparency" in upright.info:  # the grey that is
+            upright.info["transparency"] >>= 8
     return upright.convert("RGBA")

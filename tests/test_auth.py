@@ -24,7 +24,14 @@ def test_only_known_tokens_may_call() -> None:
 def test_the_environments_token_is_kept_as_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ServiceArgs().http.token_hashes == ()
     monkeypatch.setenv("API_TOKEN", "secret")
-    assert ServiceArgs().http.token_hashes == (hashlib.sha256(b"secret").hexdigest(),)
+    secret = hashlib.sha256(b"secret").hexdigest()
+    assert ServiceArgs().http.token_hashes == (secret,)
+    # Whatever else the arguments say of HTTP, but for tokens.
+    args = ServiceArgs.model_validate({"http": {"timeout_s": 5}})
+    assert (args.http.token_hashes, args.http.timeout_s) == ((secret,), 5)
+    for own in ([], [token_hash("other")]):
+        args = ServiceArgs.model_validate({"http": {"token_hashes": own}})
+        assert args.http.token_hashes == tuple(own)
 
 
 def test_several_tokens_come_from_the_environment_and_a_file(tmp_path: Path) -> None:

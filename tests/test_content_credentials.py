@@ -1,5 +1,6 @@
 """Signed pictures, read back by the library that verifies them."""
 
+import asyncio
 import base64
 import datetime
 import io
@@ -24,11 +25,13 @@ from serving.content_credentials import (
     CredentialsConfig,
     CredentialsUnusable,
 )
-from serving.door import HttpConfig
+from serving.door import Call, HttpConfig
 from shared.config import EngineConfig, ModelConfig
+from shared.counters import Priority
+from shared.errors import DeadlineExceeded
 from shared.image_codec import MADE_BY_A_MODEL, MADE_WITH_A_MODEL, read_provenance
 from shared.renderer import Renderer
-from shared.request import ImageFormat
+from shared.request import Encoding, GeneratedImage, ImageFormat, ImageRequest
 from tests.http_server import InProcess, http_server, picture, read_events
 from tests.tool_metadata import read_by_tools
 
@@ -186,16 +189,33 @@ def test_a_certificate_that_runs_out_is_told_and_gives_out_no_unsigned_picture(
     authority: Authority, tmp_path: Path
 ) -> None:
     good_for_s = 5
-    until = time.monotonic() + good_for_s
-    config = HttpConfig(content_credentials=authority.issue(tmp_path, good_for_s / 86_400))
-    with (
-        Renderer(ModelConfig(), EngineConfig()) as renderer,
-        http_server(InProcess(renderer), config) as host,
-    ):
-        time.sleep(max(0, until + 1 - time.monotonic()))
-        answer = requests.get(f"{host}/imagine", SMALL | {"img_size": 64}, timeout=60)
+    with Renderer(ModelConfig(), EngineConfig()) as renderer:
+        config = HttpConfig(content_credentials=authority.issue(tmp_path, good_for_s / 86_400))
+        with http_server(InProcess(renderer), config) as host:
+            time.sleep(good_for_s + 1)
+            answer = requests.get(f"{host}/imagine", SMALL | {"img_size": 64}, timeout=60)
     assert answer.status_code == 500
     assert answer.headers["x-should-retry"] == "false"
     error = answer.json()["error"]
     assert error["code"] == "signing_failed"
     assert "not valid at time of signing" in error["message"]
+
+
+class SlowToSign(ContentCredentials):
+    """As if its time stamping authority did not answer."""
+
+    def sign(self, image: GeneratedImage) -> GeneratedImage:
+        time.sleep(5)
+        return super().sign(image)
+
+
+@pytest.mark.anyio
+async def test_signing_has_the_time_of_its_request(authority: Authority, tmp_path: Path) -> None:
+    with Renderer(ModelConfig(), EngineConfig()) as renderer:
+        request = renderer.profile.canonical(ImageRequest(prompt="a", width=64, height=64), seed=1)
+        await renderer.render(request)
+        deadline = asyncio.get_running_loop().time() + 4
+        credentials = SlowToSign(authority.issue(tmp_path))
+        call = Call(InProcess(renderer), credentials, deadline, Priority.ONLINE)
+        with pytest.raises(DeadlineExceeded, match="not signed"):
+            await call.render([request], Encoding())

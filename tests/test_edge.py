@@ -44,10 +44,10 @@ def test_a_large_body_is_refused_said_or_unsaid(host: str) -> None:
         assert "1000 bytes" in response.json()["error"]["message"]
 
 
-def test_what_has_no_files_is_refused_sooner(renderer: Renderer) -> None:
+def test_what_takes_no_files_refuses_sooner(renderer: Renderer) -> None:
     body = b'{"prompt": "' + b"a" * 2**20 + b'"}'
     with http_server(InProcess(renderer)) as host:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "multipart/form-data"}
         refused = requests.post(f"{host}/imagine", body, headers=headers, timeout=10)
         upload = requests.post(
             f"{host}/v1/images/edits", {"prompt": "a"}, files={"image": body}, timeout=10
@@ -140,6 +140,6 @@ async def test_an_open_service_warns_once_when_it_is_called_from_elsewhere(
     edge = Edge(_answer, max_body_bytes=10, is_open=is_open)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            scope = {"type": "http", "client": (client, 1), "headers": []}
+            scope = {"type": "http", "path": "/", "client": (client, 1), "headers": []}
             await edge(scope, None, None)  # type: ignore[arg-type]
     assert len(caplog.records) == warnings

@@ -134,6 +134,16 @@ def test_greys_of_sixteen_bits_are_as_light_as_those_of_eight() -> None:
     assert np.abs(np.asarray(made, dtype=float)[..., 0] - greys / 257).max() <= 1
 
 
+def test_the_grey_of_sixteen_bits_that_is_transparent_is_a_hole() -> None:
+    greys = np.full((64, 64), 0x4000, dtype=np.uint16)
+    greys[:32] = 0x8000
+    buffer = io.BytesIO()
+    Image.fromarray(greys).save(buffer, format="png", transparency=0x8000)
+    _, holes = SourceImage(image=buffer.getvalue()).prepared(64, 64)
+    assert holes is not None
+    assert holes.getbbox() == (0, 0, 64, 32)
+
+
 def test_an_adapter_s_weight_is_a_member_of_a_form(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         edit(client, extra_body={"lora": {"gold": 0.5}})

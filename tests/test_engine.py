@@ -278,6 +278,16 @@ def test_steps_can_be_followed(engine: DenoiseEngine, small: DiffusionPipeline) 
     assert "step" not in vars(small.scheduler)
 
 
+def test_decodes_that_are_shared_are_no_shared_forwards(small: DiffusionPipeline) -> None:
+    with DenoiseEngine(small, EngineConfig(max_pixels_per_decode=4 * 64 * 64)) as engine:
+        tickets = [engine.submit(**arguments(i)) for i in range(4)]
+        for ticket in tickets:
+            ticket.result(timeout=60)
+        assert engine.counters().num_decodes < 4
+    for ticket in tickets:
+        assert ticket.stats.num_shared_forwards <= ticket.stats.num_forwards == 4
+
+
 def test_counters_say_what_was_done(engine: DenoiseEngine) -> None:
     for ticket in [engine.submit(**arguments(i, guidance_scale=1.0)) for i in range(3)]:
         ticket.result(timeout=60)

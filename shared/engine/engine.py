@@ -537,8 +537,9 @@ class DenoiseEngine:
 
     def _count_forward(self, calls: list[ParkedCall]) -> None:
         for call in calls:
-            call.request.num_forwards += call.kind == "denoise"
-            call.request.num_shared_forwards += len(calls) > 1
+            if call.kind == "denoise":
+                call.request.num_forwards += 1
+                call.request.num_shared_forwards += len(calls) > 1
         with self._changed:
             self._totals.count_forward(calls)
             if calls[0].kind == "decode":
