@@ -1,5 +1,6 @@
 """A folder on any filesystem that pyarrow knows: a local path, s3://, gs://, ..."""
 
+import io
 import os
 import re
 import shutil
@@ -26,10 +27,8 @@ ResultT = TypeVar("ResultT")
 
 # An object store that fails is asked again for so long, beside the tries of its own client.
 _PATIENCE_S = 120
-# What it says where it will not have us, however often it is asked.
-_REFUSAL = re.compile(
-    "AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|NO_SUCH_BUCKET|SIGNATURE_DOES_NOT_MATCH)"
-)
+# What it says, on writing, of a bucket that is not there.
+_NO_BUCKET = "AWS Error NO_SUCH_BUCKET"
 _READ_AT_ONCE = 16
 # Bytes of a file on its way to an object store; larger ones wait on the disk.
 _WAITS_IN_MEMORY = 16 * 2**20
@@ -49,10 +48,8 @@ def shown(location: str) -> str:
     scheme, separator, rest = location.partition("://")
     if not separator:
         return location
-    rest = rest.partition("?")[0]
-    # A secret may have a slash, and an object's name an @.
-    credentials, _, address = rest.rpartition("@")
-    return f"{scheme}://{address if ':' in credentials else rest}"
+    keys = "[^:/@]+:[^@]*@" if scheme == "s3" else "[^/@]*@"  # secrets there may have a slash
+    return f"{scheme}://{re.sub(f'^{keys}', '', rest.partition('?')[0])}"
 
 
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
@@ -85,7 +82,11 @@ class OutputFolder:
         """Raises LocationUnusable."""
         self._filesystem, self._root = resolve(location)
         self.location = absolute(location)
-        if self._kind_of(self._root) == fs.FileType.File:
+        try:  # without patience: who is refused now, by wrong keys say, always will be
+            kind = self._filesystem.get_file_info(self._root).type
+        except OSError as error:
+            raise LocationUnusable(f"cannot open {shown(location)}: {error}") from error
+        if kind == fs.FileType.File:
             raise LocationUnusable(f"{shown(location)} is a file, not a folder")
         if self._is_local:
             self._make()
@@ -98,8 +99,12 @@ class OutputFolder:
             raise LocationUnusable(f"cannot make the folder {self.location}: {reason}") from error
 
     def write(self, name: str, data: bytes) -> None:
-        with self.writing(name) as stream:
-            stream.write(data)
+        path = self._path(name)
+        if self._is_local:
+            with _replacing(Path(path)) as stream:
+                stream.write(data)
+        else:
+            self._patiently(lambda: self._upload(io.BytesIO(data), path))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -109,7 +114,7 @@ class OutputFolder:
             with _replacing(Path(path)) as stream:
                 yield stream
             return
-        # An object store takes what it has for the whole once a stream is closed, for whatever
+        # An object store takes what it has for the whole when a stream is closed, for whatever
         # reason.
         with SpooledTemporaryFile(_WAITS_IN_MEMORY) as whole:
             yield whole
@@ -132,10 +137,8 @@ class OutputFolder:
         return self._patiently(read)
 
     def exists(self, name: str) -> bool:
-        return bool(self._kind_of(self._path(name)) == fs.FileType.File)
-
-    def _kind_of(self, path: str) -> fs.FileType:
-        return self._patiently(lambda: self._filesystem.get_file_info(path)).type
+        info = self._patiently(lambda: self._filesystem.get_file_info(self._path(name)))
+        return bool(info.type == fs.FileType.File)
 
     def list(self, folder: str) -> list[str]:
         """The sorted file names in a folder; none where there is no such folder."""
@@ -182,14 +185,11 @@ class OutputFolder:
         return isinstance(self._filesystem, fs.LocalFileSystem)
 
     def _patiently(self, action: Callable[[], ResultT]) -> ResultT:
-        """`action`, again and again while an object store fails; a local disk is believed.
-
-        Raises LocationUnusable where it refuses.
-        """
+        """`action`, again and again while an object store fails; a local disk is believed."""
         if self._is_local:
             return action()
         retrying = Retrying(
-            retry=retry_if_exception(lambda error: not _is_final(error)),
+            retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.5, max=20),
             stop=stop_after_delay(_PATIENCE_S),
             reraise=True,
@@ -197,13 +197,17 @@ class OutputFolder:
         try:
             return retrying(action)
         except OSError as error:
-            if _REFUSAL.search(str(error)):
+            if _NO_BUCKET in str(error):
                 raise LocationUnusable(f"{shown(self.location)}: {error}") from None
             raise
 
 
-def _is_final(error: BaseException) -> bool:
-    return isinstance(error, FileNotFoundError) or _REFUSAL.search(str(error)) is not None
+def _may_pass(error: BaseException) -> bool:
+    return (
+        isinstance(error, OSError)
+        and not isinstance(error, FileNotFoundError)
+        and _NO_BUCKET not in str(error)
+    )
 
 
 def _several_at_once(read: Callable[[str], ResultT], names: Sequence[str]) -> Iterator[ResultT]:

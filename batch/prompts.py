@@ -166,7 +166,7 @@ def _weights(cell: Any) -> Any:
         cell = dict(cell)
     if not isinstance(cell, dict):
         return cell
-    return {name: weight for name, weight in cell.items() if weight is not None}
+    return {name: weight for name, weight in cell.items() if not _is_null(weight)}
 
 
 def _is_null(value: Any) -> bool:

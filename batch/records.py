@@ -159,7 +159,7 @@ def values_of(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:  # Arrow does not check what it reads as text
-        values = [_text(value) for value in column.cast(pa.binary()).to_pylist()]
+        values = [_value_of(cell) for cell in column]
     return values
 
 
@@ -171,8 +171,10 @@ def rows_of(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def _text(value: bytes | None) -> str | bytes | None:
+def _value_of(cell: pa.Scalar) -> Any:
     try:
-        return None if value is None else value.decode()
+        return cell.as_py()
     except UnicodeDecodeError:
-        return value
+        is_text = isinstance(cell, pa.StringScalar | pa.LargeStringScalar)
+        # In a list or a struct it is not to be had; its type is told instead.
+        return cell.as_buffer().to_pybytes() if is_text else str(cell.type).encode()

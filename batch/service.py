@@ -172,7 +172,7 @@ def _error(response: httpx.Response) -> Exception:
         told = f"{response.url} answers {response.status_code} {response.reason_phrase}"
         return ServiceUnusable(told) if response.is_client_error else Unreachable(told)
     match code:
-        case "not_ready" | "signing_failed":  # it may be mended meanwhile
+        case "not_ready":
             return Unreachable(message)
         case "generator_lost":
             return GeneratorLost(message)
@@ -180,7 +180,7 @@ def _error(response: httpx.Response) -> Exception:
             return DeadlineExceeded(message)
         case "moderation_blocked":
             return ImageBlocked(message)
-        case "invalid_api_key" | "model_not_found":
+        case "invalid_api_key" | "model_not_found" | "signing_failed":
             return ServiceUnusable(message)
         case "not_found":
             return ServiceUnusable(f"{response.url} is not there: give the service's own address")

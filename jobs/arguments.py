@@ -14,7 +14,8 @@ _DESCRIPTION = """
 Render a Parquet dataset of prompts into a folder of pictures with metadata.
 
 Each input row is a request: a column `prompt`, and where wanted negative_prompt, width, height,
-num_inference_steps, guidance_scale, scheduler and seed. Run it again to go on where it stopped.
+num_inference_steps, guidance_scale, scheduler, seed, lora and num_images_per_prompt. Run it again
+to go on where it stopped.
 """
 _EPILOG = """
 examples:
@@ -70,7 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=positive, metavar="N", help="only the first N rows of the input")
     add(
         "--num-images-per-prompt",
-        type=_repeats,
+        type=repeats,
         default=1,
         metavar="N",
         help="pictures of a row that does not say how many (%(default)s)",
@@ -81,8 +82,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the run, for rows without one (%(default)s)")
     add("--shard-rows", type=positive, default=16, help="pictures committed at once (%(default)s)")
     add("--concurrency", type=positive, help="engines (one per GPU, or per node without GPUs)")
-    add("--num-cpus", type=_amount, help="CPUs, and so threads, of each engine")
-    add("--num-gpus", type=_amount, help="GPUs of each engine")
+    add("--num-cpus", type=amount, help="CPUs, and so threads, of each engine")
+    add("--num-gpus", type=amount, help="GPUs of each engine")
     options = parser.parse_args(arguments)
     if not options.replay and not (options.input and (options.output or options.dry_run)):
         parser.error("--input and --output are required")
@@ -113,14 +114,14 @@ def _refuse_what_the_service_decides(
             parser.error(f"{flag(name)} is the service's to say, and cannot be with --via-service")
 
 
-def _amount(text: str) -> float:
+def amount(text: str) -> float:
     number = float(text)
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError("must be 0 or more")
     return number
 
 
-def _repeats(text: str) -> int:
+def repeats(text: str) -> int:
     number = positive(text)
     if number > MAX_REPEATS:
         raise argparse.ArgumentTypeError(f"must be {MAX_REPEATS} or less")

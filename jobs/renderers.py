@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from batch.estimate import Estimate, estimate, estimate_on_engines
 from batch.ledger import Ledger
-from batch.output_folder import OutputFolder
+from batch.output_folder import LocationUnusable, OutputFolder
 from batch.plan import Plan
 from batch.render import (
     CountedLedger,
@@ -113,7 +113,7 @@ class Engines:
         )
         workers = default.model_copy(update=self._asked)
         if _is_local():
-            _check_room(workers, max(cpus), num_gpus)
+            _check_room(workers, max(cpus, default=0), num_gpus)
         return workers
 
 
@@ -258,14 +258,15 @@ def _watched_renderer(model: ModelConfig, engine: EngineConfig) -> ImageRenderer
 
 @contextmanager
 def _telling_why() -> Iterator[None]:
-    """Raise what an engine raised, or the ModelUnavailable that ended its process."""
+    """Raise what an engine raised, or what kept it from starting."""
     try:
         yield
     except RayActorError as error:
-        _, name, reason = str(error).rpartition(f"{ModelUnavailable.__name__}: ")
-        if not name:
-            raise
-        raise ModelUnavailable(reason.strip()) from None
+        for kind in (ModelUnavailable, LocationUnusable):
+            _, name, reason = str(error).rpartition(f"{kind.__name__}: ")
+            if name:
+                raise kind(reason.strip()) from None
+        raise
     except RayTaskError as error:  # what it says itself is its traceback
         raise error.cause from None
 

@@ -187,7 +187,9 @@ def test_each_format_has_its_own_files(tmp_path: Path) -> None:
 @every_format
 def test_a_column_of_broken_text_keeps_no_picture_back(tmp_path: Path, format: Format) -> None:
     note = pa.array([b"fine", b"\xff\xfe"]).cast(pa.string(), safe=False)
-    plan, output = plan_run(tmp_path, {"prompt": ["a", "b"], "note": note}, format=format)
+    notes = pa.ListArray.from_arrays(pa.array([0, 1, 2]), note)
+    columns = {"prompt": ["a", "b"], "note": note, "notes": notes}
+    plan, output = plan_run(tmp_path, columns, format=format)
     render(plan, output, plan.shards)
     summary = write_report(plan, output)
     assert (summary.is_exact, summary.num_ok) == (True, 2)

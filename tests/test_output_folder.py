@@ -83,6 +83,8 @@ def test_what_can_be_no_folder_is_refused(location: str) -> None:
         ("s3://key:secret@bucket/out?endpoint_override=host", "s3://bucket/out"),
         ("s3://key:sec/ret@bucket/out", "s3://bucket/out"),
         ("s3://bucket/me@home", "s3://bucket/me@home"),
+        ("s3://key:secret@bucket/me@home", "s3://bucket/me@home"),
+        ("hdfs://host:9000/me@home", "hdfs://host:9000/me@home"),
     ],
 )
 def test_no_key_is_shown(location: str, text: str) -> None:

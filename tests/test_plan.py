@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,10 @@ def test_text_that_is_no_text_is_rejected(tmp_path: Path, profile: ModelProfile)
     "weights",
     [
         [{"ink": 0.8}, {"gold": 1}, None],  # a struct of both in each row
-        pa.array([[("ink", 0.8)], [("gold", 1)], []], pa.map_(pa.string(), pa.float32())),
+        pa.array(
+            [[("ink", 0.8), ("gold", math.nan)], [("gold", 1)], []],
+            pa.map_(pa.string(), pa.float32()),
+        ),
         ["ink:0.8", "gold:1", ""],
     ],
     ids=["struct", "map", "text"],
