@@ -55,7 +55,7 @@ class Rates(NamedTuple):
     def told(self) -> str:
         return (
             f"{self.rows_per_forward:.1f} rows a forward, {self.row_ms:.1f} ms a row, "
-            f"in forwards for {self.busy:.0%} of the time"
+            f"busy for {self.busy:.0%} of the time"
         )
 
 
@@ -87,7 +87,7 @@ def main() -> None:
             for load in options.loads:
                 found = compare(service, client, wanted, load * before, options)
                 after = capacity_of(service, client, wanted, options)
-                tell(load, *found, capacity=(before + after) / 2)
+                tell(load, *found, before, after)
                 before = after
 
 
@@ -100,6 +100,7 @@ def compare(
 ) -> tuple[Found, Found]:
     """Alone, twice beside the job, and alone: a machine that gets slower is so for both."""
     number = round(calls_per_s * options.seconds / 2)
+    assert 0 < 2 * number <= len(wanted), f"{number} calls are too few or too many"
     slices = [
         list(poisson(wanted[i * number : (i + 1) * number], calls_per_s, seed=i)) for i in (0, 1)
     ]
@@ -137,15 +138,16 @@ def capacity_of(
     return outcome.pictures_per_s
 
 
-def tell(load: float, alone: Found, beside: Found, capacity: float) -> None:
+def tell(load: float, alone: Found, beside: Found, before: float, after: float) -> None:
+    capacity = (before + after) / 2
     left = capacity - beside.rates.online
     print(
-        f"{load:.1f} of it, {len(alone.latencies_s)} calls, "
+        f"{load:.1f} of {before:.2f} pictures/s, {len(alone.latencies_s)} calls, "
         f"{alone.num_failed + beside.num_failed} failed\n"
         f"  alone: {alone.told()}\n"
         f"  beside the job: {beside.told()}\n"
         f"  p95 {beside.p95_s / alone.p95_s:.2f} times; bulk {beside.rates.bulk:.2f} pictures/s, "
-        f"{beside.rates.bulk / left:.0%} of the {left:.2f} that online left",
+        f"{beside.rates.bulk / left:.0%} of the {left:.2f} that online left of {capacity:.2f}",
         flush=True,
     )
 
