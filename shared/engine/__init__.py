@@ -25,6 +25,7 @@ guidance, noise schedulers and callbacks, all of it diffusers' own code.
     forecast          who can finish when
     guest_time        how much guests may slow others down    (policy, no tensors)
     guests            what bulk requests have beside online ones
+    device_timer      what forwards take                      (no waiting for a GPU)
     forwards          shared forwards: rules, memory, failures
     forward_log       the latest of them, to look at
     totals            sums behind the counters
