@@ -8,6 +8,7 @@ python benchmarks/alone.py --size 256 --steps 20
 
 import argparse
 import functools
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -51,8 +52,9 @@ def main() -> None:
         "pipe()": plain,
         "engine": engine,
         "engine, not recorded": functools.partial(engine, record_forwards=False),
-        "engine, openvino": functools.partial(engine, "openvino"),
     }
+    if pipeline.device.type == "cpu" and importlib.util.find_spec("openvino"):
+        sides["engine, openvino"] = functools.partial(engine, "openvino")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, side in sides.items():

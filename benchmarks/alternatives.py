@@ -2,6 +2,7 @@
 
 python benchmarks/alternatives.py threads --port 8100
 python benchmarks/alternatives.py template --backend openvino --port 8100
+OMP_NUM_THREADS=1 python benchmarks/alternatives.py litserve --workers 2
 
 All answer POST /imagine as the service does. compare.py starts them by turns.
 """
@@ -30,9 +31,9 @@ from shared.config import ModelConfig
 from shared.cpu_workers import CPU_WORKER
 from shared.pipeline import load_pipeline
 
+# How long a batch waits to be full is left to the libraries.
 MAX_BATCH = 16
-# That a batch waits to be full.
-BATCH_WAIT_S = 0.05
+_NUM_CPUS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -100,25 +101,34 @@ def answer(data: bytes) -> Response:
     return Response(data, media_type="image/png")
 
 
-def template(port: int) -> None:
-    """Ray's and Anyscale's template: an ingress, and a replica that renders one after another."""
+def template(port: int, workers: int) -> None:
+    """Ray's and Anyscale's template: an ingress, and a replica that renders one after another.
+
+    Others wait in the replica: Serve's router would ask it again up to half a second after it is
+    free.
+    """
     from ray import serve
 
-    @serve.deployment(max_ongoing_requests=1, ray_actor_options=_replica())
+    @serve.deployment(**_replicas(workers))
     class StableDiffusion(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self._turn = threading.Lock()  # Serve runs a plain method in threads
+
         def generate(self, wanted: Wanted) -> bytes:
-            return self.one(wanted)
+            with self._turn:
+                return self.one(wanted)
 
     _serve_with_ray(StableDiffusion, port)
 
 
-def serve_batch(port: int) -> None:
+def serve_batch(port: int, workers: int) -> None:
     """Ray Serve's own batching around the pipeline's list of prompts."""
     from ray import serve
 
-    @serve.deployment(max_ongoing_requests=256, ray_actor_options=_replica())
+    @serve.deployment(**_replicas(workers))
     class StableDiffusion(Model):
-        @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+        @serve.batch(max_batch_size=MAX_BATCH)
         async def generate(self, batch: list[Wanted]) -> list[bytes]:
             return await asyncio.to_thread(self.many, batch)
 
@@ -142,22 +152,22 @@ class StableDiffusionAPI(ls.LitAPI):
         return answer(output)
 
 
-def litserve(port: int) -> None:
+def litserve(port: int, workers: int) -> None:
     """LitServe with its batching."""
-    api = StableDiffusionAPI(
-        max_batch_size=MAX_BATCH, batch_timeout=BATCH_WAIT_S, api_path="/imagine"
+    api = StableDiffusionAPI(max_batch_size=MAX_BATCH, api_path="/imagine")
+    server = ls.LitServer(
+        api, accelerator="auto", devices=1, workers_per_device=workers, timeout=600
     )
-    server = ls.LitServer(api, accelerator="auto", devices=1, timeout=600)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, num_api_servers=1)
 
 
-def threads(port: int) -> None:
+def threads(port: int, workers: int) -> None:
     """Threads over one pipeline's modules, each request with a noise scheduler of its own.
 
     As diffusers' example of an asynchronous server.
     """
     model = Model()
-    pool = ThreadPoolExecutor(4)
+    pool = ThreadPoolExecutor(workers if workers > 1 else 4)
     tokenizer = threading.Lock()
     app = FastAPI()
 
@@ -175,11 +185,15 @@ def threads(port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-def _replica() -> dict[str, Any]:
+def _replicas(workers: int) -> dict[str, Any]:
     return {
-        "num_cpus": os.cpu_count(),
-        "num_gpus": int(torch.cuda.is_available()),
-        "runtime_env": {"env_vars": CPU_WORKER},
+        "num_replicas": workers,
+        "max_ongoing_requests": 256,
+        "ray_actor_options": {
+            "num_cpus": _NUM_CPUS / workers,
+            "num_gpus": int(torch.cuda.is_available()) / workers,
+            "runtime_env": {"env_vars": CPU_WORKER},
+        },
     }
 
 
@@ -189,7 +203,7 @@ def _serve_with_ray(deployment: Any, port: int) -> None:
 
     app = FastAPI()
 
-    @serve.deployment
+    @serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
     @serve.ingress(app)
     class Ingress:
         def __init__(self, model: Any) -> None:
@@ -199,7 +213,7 @@ def _serve_with_ray(deployment: Any, port: int) -> None:
         async def imagine(self, wanted: Wanted) -> Response:
             return answer(await self._model.generate.remote(wanted))
 
-    ray.init(address="local", num_cpus=4 * (os.cpu_count() or 1), include_dashboard=False)
+    ray.init(address="local", num_cpus=_NUM_CPUS, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Ingress.bind(deployment.bind()))
     threading.Event().wait()
@@ -248,7 +262,7 @@ BACKENDS: dict[str, Callable[[DiffusionPipeline], None]] = {
     "compile": compiled,
     "openvino": openvino,
 }
-ALTERNATIVES: dict[str, Callable[[int], None]] = {
+ALTERNATIVES: dict[str, Callable[[int, int], None]] = {
     "template": template,
     "serve-batch": serve_batch,
     "litserve": litserve,
@@ -261,9 +275,10 @@ def main() -> None:
     parser.add_argument("name", choices=ALTERNATIVES)
     parser.add_argument("--port", type=int, default=8100, help="(%(default)s)")
     parser.add_argument("--backend", choices=BACKENDS, default="eager", help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="that share the cores (%(default)s)")
     options = parser.parse_args()
     os.environ["BENCHMARK_BACKEND"] = options.backend  # replicas and workers inherit it
-    ALTERNATIVES[options.name](options.port)
+    ALTERNATIVES[options.name](options.port, options.workers)
 
 
 if __name__ == "__main__":

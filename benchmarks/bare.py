@@ -9,7 +9,7 @@ limit           denoiser and decoder alone, each at the number of rows where one
 limit-replayed  the same with the denoiser's forwards recorded, as the engine does
 
 compare.py runs it beside the services. Prints JSON: pictures a second, and the seconds of each call
-of the loop.
+of the loop; and of datasets of so many `--rows`, pictures a second by lists.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from alternatives import MAX_BATCH, Model, Wanted
 from rows import ROW_COUNTS, forwards, milliseconds
-from workloads import MEAN_STEPS, MIXES, calls, num_pictures
+from workloads import MEAN_STEPS, MIXES, Call, calls, num_pictures
 
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine.compiled import compilable
@@ -39,23 +39,28 @@ def main() -> None:
     wanted = [Wanted(**call) for call in asked]
     model.one(wanted[0])
     latencies = [_seconds(model, [each]) for each in wanted]
+    rows = {
+        number: lists_rate(model, calls(number, options.mix, options.size, seed=1), mean_steps)
+        for number in options.rows
+    }
     found = {
         "pipe": (pictures / sum(latencies), latencies),
-        "pipe-list": (pictures / lists_s(model, wanted), []),
+        "pipe-list": (lists_rate(model, asked, mean_steps), []),
         **{name: (rate, []) for name, rate in limits(model, options.size, mean_steps).items()},
+        "rows": rows,
     }
     print(json.dumps(found))
 
 
-def lists_s(model: Model, wanted: Sequence[Wanted]) -> float:
-    """Seconds of all calls, sorted by what has to be equal."""
-    in_order = sorted(wanted, key=Wanted.alike)
+def lists_rate(model: Model, asked: Sequence[Call], mean_steps: int) -> float:
+    """Pictures a second of all calls, sorted by what has to be equal."""
+    in_order = sorted((Wanted(**call) for call in asked), key=Wanted.alike)
     seconds = 0.0
     for _, group in itertools.groupby(in_order, key=Wanted.alike):
         equal = list(group)
         for start in range(0, len(equal), MAX_BATCH):
             seconds += _seconds(model, equal[start : start + MAX_BATCH])
-    return seconds
+    return sum(num_pictures(call, mean_steps) for call in asked) / seconds
 
 
 @torch.no_grad()
@@ -95,6 +100,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--mix", choices=SQUARE_MIXES, default="steps", help="(%(default)s)")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
     parser.add_argument("--calls", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--rows", type=int, nargs="*", default=[], help="of datasets")
     return parser.parse_args()
 
 

@@ -12,9 +12,10 @@ burst-N        N at once, again and again, at nine tenths of that
 trace-FILE     a CSV file as example_trace.csv, of which the calls for text-to-image are asked
 dataset-N      N calls as the rows of a dataset: the bulk job, which is ours there
 
-A system is one of alternatives.py, by itself or with a backend, or this service with its denoiser
-compiled, with forwards that are not recorded (service/not-recorded), or with an engine for each
-core (service/each-core); a dataset is rendered by bulk jobs of these kinds, as far as they have
+A system is one of alternatives.py, by itself, with a backend, or with a replica, process or thread
+for each core (template/each-core); or this service with its denoiser compiled, with forwards that
+are not recorded (service/not-recorded), or with an engine for each core (service/each-core); a
+dataset is rendered by bulk jobs of these kinds, as far as they have
 them. With --bare, what bare.py finds without Ray stands beside them: scripts, and the limit. Where
 steps differ, pictures a second are of the mean number of steps.
 """
@@ -58,6 +59,7 @@ from workloads import (
     trace,
 )
 
+from serving.serve_environment import SERVE_ENVIRONMENT
 from shared.config import Compiler
 from shared.cpu_workers import CPU_WORKER
 
@@ -96,11 +98,11 @@ def main() -> None:
         for each in one_round(options, number):
             found.append(each)
             print(line(each), flush=True)
+            if options.json:  # nothing is lost where it breaks off
+                options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
     print(table(found))
     if options.plot:
         plot(found, options.plot, f"{options.size} px, {MIX_WORDS[options.mix]}")
-    if options.json:
-        options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
 
 
 def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
@@ -108,13 +110,14 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
     datasets = [load for load in options.loads if is_dataset(load)]
     served = [load for load in options.loads if not is_dataset(load)]
     mean_steps, capacity = MEAN_STEPS[options.mix], 0.0
+    most = max([8, *(int(load.removeprefix("closed-")) for load in served if is_closed(load))])
     for system in [OURS, *options.systems] if served else []:
         with running(system, options) as url:
-            client = Client(url, mean_steps)
-            asyncio.run(client.closed_loop(calls(8, options.mix, options.size), 8))
+            client = Client(url, mean_steps, takes_n=not system.startswith(OURS))
+            asyncio.run(client.closed_loop(calls(most, options.mix, options.size), most))
             for load in served:
-                outcome = asyncio.run(run(client, load, capacity, options))
-                if system == OURS:
+                outcome = asyncio.run(run(client, load, capacity, number, options))
+                if system == OURS and is_closed(load):
                     capacity = max(capacity, outcome.pictures_per_s)
                 yield _found(system, load, number, outcome)
     ours = [OURS, *(each for each in options.systems if each.startswith(f"{OURS}/"))]
@@ -130,15 +133,22 @@ def is_dataset(load: str) -> bool:
     return load.startswith("dataset-")
 
 
+def is_closed(load: str) -> bool:
+    return load.startswith("closed-")
+
+
+def num_rows(load: str) -> int:
+    return int(load.removeprefix("dataset-"))
+
+
 def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
     arguments = [f"--model={options.model}", f"--dtype={options.dtype}"]
     if kind == EACH_CORE:
         arguments += ["--num-cpus=1", f"--concurrency={os.cpu_count() or 1}"]
     elif kind:
         arguments.append(f"--compile={kind}")
-    number = int(load.removeprefix("dataset-"))
-    rows = calls(number, options.mix, options.size, seed=1)
-    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
+    rows = calls(num_rows(load), options.mix, options.size, seed=1)
+    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         named = [{"num_images_per_prompt": row.pop("n", 1)} | row for row in rows]
         pq.write_table(pa.Table.from_pylist(named), folder / "prompts.parquet")
@@ -148,22 +158,31 @@ def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
 def bare(options: argparse.Namespace, number: int) -> list[Found]:
     """What bare.py found, beside every load but open ones; its latencies beside one caller's."""
     command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
-    command += [f"--size={options.size}", f"--calls={options.calls}"]
+    command += [f"--size={options.size}", f"--calls={options.calls}", "--rows"]
+    command += [str(num_rows(load)) for load in options.loads if is_dataset(load)]
     environment = os.environ | _model_environment(options)
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    result = json.loads(done.stdout)
+    lists = result.pop("rows")
     found = []
-    for name, (rate, latencies) in json.loads(done.stdout).items():
+    for name, (rate, latencies) in result.items():
         for load in options.loads:
-            if load.startswith("closed-") or is_dataset(load):
-                delays = latencies if load == "closed-1" else []
+            delays = latencies if load == "closed-1" else []
+            if name == "pipe-list" and is_dataset(load):
+                rate = lists[str(num_rows(load))]
+            if is_closed(load) or is_dataset(load):
                 found.append(Found(name, load, number, rate, *_quantiles(delays), 0))
     return found
 
 
-async def run(client: Client, load: str, capacity: float, options: argparse.Namespace) -> Outcome:
+async def run(
+    client: Client, load: str, capacity: float, round: int, options: argparse.Namespace
+) -> Outcome:
+    """Each load and round has calls of its own, the same ones for all systems."""
     kind, _, value = load.partition("-")
     number = max(options.calls, 4 * int(value)) if kind == "closed" else options.calls
-    wanted = calls(number, options.mix, options.size, seed=1)
+    seed = 1 + round * len(options.loads) + options.loads.index(load)
+    wanted = calls(number, options.mix, options.size, seed)
     if kind == "closed":
         return await client.closed_loop(wanted, int(value))
     if kind == "trace":
@@ -173,7 +192,7 @@ async def run(client: Client, load: str, capacity: float, options: argparse.Name
     mean_steps = MEAN_STEPS[options.mix]
     calls_per_s = capacity / statistics.mean(num_pictures(call, mean_steps) for call in wanted)
     if kind == "poisson":
-        return await client.open_loop([*poisson(wanted, float(value) * calls_per_s)])
+        return await client.open_loop([*poisson(wanted, float(value) * calls_per_s, seed)])
     return await client.open_loop([*bursts(wanted, int(value), 0.9 * calls_per_s)])
 
 
@@ -197,10 +216,21 @@ def running(system: str, options: argparse.Namespace) -> Iterator[str]:
         prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         log = Path(folder, "log")
-        program = Path(__file__).with_name("alternatives.py")
+        command = [sys.executable, Path(__file__).with_name("alternatives.py"), name]
+        command += [f"--port={port}"]
+        # Serve as it comes, without what ours is set to.
+        environment = {
+            name: value for name, value in os.environ.items() if name not in SERVE_ENVIRONMENT
+        }
+        environment |= CPU_WORKER | _model_environment(options) | {"RAY_TMPDIR": folder}
+        if backend == EACH_CORE:
+            command += [f"--workers={os.cpu_count()}"]
+            environment["OMP_NUM_THREADS"] = "1"
+        elif backend:
+            command += [f"--backend={backend}"]
         server = subprocess.Popen(
-            [sys.executable, program, name, f"--port={port}", f"--backend={backend or 'eager'}"],
-            env=os.environ | CPU_WORKER | _model_environment(options) | {"RAY_TMPDIR": folder},
+            command,
+            env=environment,
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -225,9 +255,9 @@ def _model_environment(options: argparse.Namespace) -> dict[str, str]:
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_WITHIN_S
     (call,) = calls(1, "equal", 64)
-    while time.monotonic() < deadline and server.poll() is None:
+    while (left_s := deadline - time.monotonic()) > 0 and server.poll() is None:
         try:
-            if httpx.post(f"{url}/imagine", json=call, timeout=60).status_code == 200:
+            if httpx.post(f"{url}/imagine", json=call, timeout=left_s).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -335,7 +365,8 @@ def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, ob
 def _system(text: str) -> str:
     systems = [f"{OURS}/{kind}" for kind in (EACH_CORE, NOT_RECORDED, *get_args(Compiler))]
     systems += ALTERNATIVES
-    systems += [f"{name}/{backend}" for name in ALTERNATIVES for backend in BACKENDS]
+    kinds = [EACH_CORE, *BACKENDS]
+    systems += [f"{name}/{kind}" for name in ALTERNATIVES for kind in kinds]
     if text not in systems:
         raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(systems)}")
     return text

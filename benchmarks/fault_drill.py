@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import yaml
-from local_service import LocalService, free_port, local_service
+from local_service import ROOM, LocalService, free_port, local_service
 
 from shared.model_names import BUNDLED_MODELS
 
@@ -377,7 +377,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as folder:
         model = lcm_model(Path(folder))
-        with local_service() as service:
+        with local_service(cluster_cpus=ROOM) as service:
             drill = Drill(service, model)
             drill.deploy()
             prometheus = Prometheus(Path(folder))

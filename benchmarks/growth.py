@@ -40,17 +40,13 @@ class Curve:
 
 def main() -> None:
     options = _parse()
+    curves = []
     with local_service() as service:
-        curves = [
-            measured(
-                "callers at once, 64 px: seconds of a picture",
-                (at_once(service, number) for number in CALLERS),
-            ),
-            measured(
-                "pixels a side: seconds of a megapixel and step",
-                (of_size(service, size) for size in SIZES),
-            ),
-        ]
+        name = "callers at once, 64 px: seconds of a picture"
+        curves.append(measured(name, (at_once(service, number) for number in CALLERS)))
+    with local_service() as service:  # another: what it has had it keeps
+        name = "pixels a side: seconds of a megapixel and step"
+        curves.append(measured(name, (of_size(service, size) for size in SIZES)))
     name = "replicas, each with its part of the cores, 64 px: seconds of a picture"
     curves.append(measured(name, map(of_replicas, REPLICAS)))
     if options.plot:

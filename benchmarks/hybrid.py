@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from local_service import LocalService, local_service
-from workloads import MEAN_STEPS, Arrival, Call, Client, calls, poisson, quantile
+from workloads import MEAN_STEPS, Arrival, Call, Client, calls, num_pictures, poisson, quantile
 
 from shared.arguments import add_compile
 from shared.counters import EngineCounters, Priority
@@ -95,10 +96,13 @@ def compare(
     service: LocalService,
     client: Client,
     wanted: Sequence[Call],
-    calls_per_s: float,
+    pictures_per_s: float,
     options: argparse.Namespace,
 ) -> tuple[Found, Found]:
     """Alone, twice beside the job, and alone: a machine that gets slower is so for both."""
+    calls_per_s = pictures_per_s / statistics.mean(
+        num_pictures(call, MEAN_STEPS[MIX]) for call in wanted
+    )
     number = round(calls_per_s * options.seconds / 2)
     assert 0 < 2 * number <= len(wanted), f"{number} calls are too few or too many"
     slices = [

@@ -27,20 +27,25 @@ from shared.counters import EngineCounters
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 _APPLICATION = "imagine"
-_NUM_CPUS = os.cpu_count() or 1
+NUM_CPUS = os.cpu_count() or 1
+# Where old and new replicas are to stand side by side.
+ROOM = 4 * NUM_CPUS
 _NUM_GPUS = int(torch.cuda.is_available())
 _COUNTERS = TypeAdapter(EngineCounters)
 
 
 class LocalService:
-    """`url` is its address. Without Ray's dashboard, as `make serve` is."""
+    """`url` is its address. Without Ray's dashboard, as `make serve` is.
 
-    def __init__(self) -> None:
+    Its cluster has `cluster_cpus`. Ray starts as many workers, so more than there are cost time.
+    """
+
+    def __init__(self, cluster_cpus: int) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
-            num_cpus=4 * _NUM_CPUS,  # more than there are: old and new replicas side by side
+            num_cpus=cluster_cpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="critical",
@@ -62,7 +67,7 @@ class LocalService:
             "name": _APPLICATION,
             "import_path": "serving.app:build_app",
             "args": {
-                "num_cpus": _NUM_CPUS / num_generators,
+                "num_cpus": NUM_CPUS / num_generators,
                 "num_gpus": _NUM_GPUS / num_generators,
                 **args,
             },
@@ -104,14 +109,16 @@ class LocalService:
 
 
 @contextmanager
-def local_service(*, num_generators: int = 1, **args: Any) -> Iterator[LocalService]:
+def local_service(
+    *, num_generators: int = 1, cluster_cpus: int = NUM_CPUS, **args: Any
+) -> Iterator[LocalService]:
     """Of the bundled model, with these arguments of the service."""
     # Short, since it holds sockets; and the last processes may still be writing into it.
     with tempfile.TemporaryDirectory(
         prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         os.environ["RAY_TMPDIR"] = folder
-        service = LocalService()
+        service = LocalService(cluster_cpus)
         try:
             service.deploy(num_generators=num_generators, **args)
             yield service

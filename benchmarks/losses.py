@@ -14,7 +14,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
-from local_service import LocalService, local_service
+from local_service import ROOM, LocalService, local_service
 
 NUM_CLIENTS = 8
 # So many leave in the last trial, and so many stay.
@@ -26,7 +26,7 @@ Disturbance = Callable[[], Awaitable[object]]
 
 def main() -> None:
     options = _parse()
-    with local_service(num_generators=2) as service:
+    with local_service(num_generators=2, cluster_cpus=ROOM) as service:
         asyncio.run(try_everything(service, options))
 
 

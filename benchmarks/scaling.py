@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import simpy
-from local_service import LocalService, local_service
+from local_service import ROOM, LocalService, local_service
 from virtual_service import ForwardTimes, Job, VirtualService
 from workloads import (
     MEAN_STEPS,
@@ -39,7 +39,7 @@ _STEPS = MEAN_STEPS["steps"]
 
 def main() -> None:
     options = _parse()
-    with local_service(**_CORE) as service:
+    with local_service(cluster_cpus=ROOM, **_CORE) as service:
         for number in REPLICAS:
             if number > 1:
                 service.deploy(num_generators=number, **_CORE)

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import itertools
 import random
 import statistics
 import time
@@ -59,21 +60,20 @@ class Answer:
 def outcome(answers: Sequence[Answer], begun: float, num_callers: int = 0) -> Outcome:
     """Of a run that began then. `num_callers` are those of a closed loop.
 
-    Of these, pictures a second are counted from the answer by which each has had one, to the answer
-    after which the first finds nothing more to ask: before and after that it is filled and drained.
-    With fewer than four times as many calls as callers it is the whole run.
+    Of these, calls are counted from the answer by which each has had one, to the answer after which
+    the first finds nothing more to ask: before and after that it is filled and drained. With fewer
+    than four times as many calls as callers it is the whole run.
     """
     answers = sorted(answers, key=lambda answer: answer.at_s)
-    good = [answer for answer in answers if answer.is_good]
-    num_failed = len(answers) - len(good)
+    num_failed = sum(not answer.is_good for answer in answers)
     if num_callers and len(answers) >= 4 * num_callers:
         begun = answers[num_callers - 1].at_s
         answers = answers[num_callers : len(answers) - num_callers + 1]
+    good = [answer for answer in answers if answer.is_good]
     return Outcome(
         latencies_s=[answer.seconds for answer in good],
         num_failed=num_failed,
-        pictures_per_s=sum(each.num_pictures for each in answers if each.is_good)
-        / (answers[-1].at_s - begun),
+        pictures_per_s=sum(each.num_pictures for each in good) / (answers[-1].at_s - begun),
     )
 
 
@@ -86,11 +86,11 @@ def quantile(latencies_s: Sequence[float], share: float) -> float:
 
 
 def calls(number: int, mix: str, size: int, seed: int = 0) -> list[Call]:
-    """The same ones for each seed."""
+    """The same ones for each seed, and no prompt twice."""
     chance = random.Random(seed)
     plain = {"width": size, "height": size, "num_inference_steps": 20, "guidance_scale": 4.0}
     return [
-        {"prompt": f"twin peaks {i}", "seed": 100 * i} | plain | MIXES[mix](chance)
+        {"prompt": f"twin peaks {seed}, {i}", "seed": 100 * i} | plain | MIXES[mix](chance)
         for i in range(number)
     ]
 
@@ -101,11 +101,12 @@ def num_pictures(call: Call, mean_steps: int) -> float:
 
 
 def poisson(wanted: Sequence[Call], calls_per_s: float, seed: int = 0) -> Iterator[Arrival]:
-    """At random moments, at such a rate: the same ones for each seed."""
-    chance, now = random.Random(seed), 0.0
-    for call in wanted:
-        now += chance.expovariate(calls_per_s)
-        yield Arrival(now, call)
+    """At random moments, at such a rate in all: the same ones for each seed."""
+    chance = random.Random(seed)
+    moments = [*itertools.accumulate(chance.expovariate(1) for _ in wanted)]
+    pace = len(wanted) / calls_per_s / moments[-1]
+    for moment, call in zip(moments, wanted, strict=True):
+        yield Arrival(pace * moment, call)
 
 
 def bursts(wanted: Sequence[Call], number: int, calls_per_s: float) -> Iterator[Arrival]:
@@ -130,11 +131,11 @@ def trace(file: Path, size: int) -> Iterator[Arrival]:
 class Client:
     """Of one system, which is asked for the `n` pictures of a call all at once.
 
-    Pictures are counted as such of `mean_steps`.
+    In one request, if it `takes_n`. Pictures are counted as such of `mean_steps`.
     """
 
-    def __init__(self, url: str, mean_steps: int) -> None:
-        self._url, self._mean_steps = url, mean_steps
+    def __init__(self, url: str, mean_steps: int, *, takes_n: bool = False) -> None:
+        self._url, self._mean_steps, self._takes_n = url, mean_steps, takes_n
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
         """So many callers, each of which asks again as soon as it has its pictures."""
@@ -174,8 +175,16 @@ class Client:
     async def _ask(self, http: httpx.AsyncClient, call: Call) -> Answer:
         begun, number = time.perf_counter(), call.get("n", 1)
         one = {name: value for name, value in call.items() if name != "n"}
-        bodies = [one | {"seed": one["seed"] + i} for i in range(number)]
-        responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
-        is_good = all(response.status_code == 200 for response in responses)
+        several = [one | {"seed": one["seed"] + i} for i in range(number)]
+        try:
+            responses = await asyncio.gather(
+                *(
+                    http.post("/imagine", json=body)
+                    for body in ([call] if self._takes_n else several)
+                )
+            )
+            is_good = all(response.status_code == 200 for response in responses)
+        except httpx.HTTPError:
+            is_good = False
         now = time.perf_counter()
         return Answer(is_good, num_pictures(call, self._mean_steps), now, now - begun)
