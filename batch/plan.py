@@ -256,9 +256,13 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of objects and lists, by their paths."""
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree))
+    if not isinstance(tree, dict):
+        return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= nested if nested is not None else {f"{prefix}{key}": value}
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return flat

@@ -5,7 +5,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shared.config import EngineConfig, ModelConfig
 from shared.errors import InvalidRequest
@@ -31,6 +31,8 @@ def replayable(data: bytes) -> Provenance:
         provenance = read_provenance(data)
         with Image.open(io.BytesIO(data)) as image:
             is_png = image.format == "PNG"
+    except UnidentifiedImageError:
+        raise NotReplayable("it is no picture") from None
     except (OSError, ValueError) as error:
         raise NotReplayable(str(error)) from error
     if not is_png:

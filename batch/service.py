@@ -180,7 +180,9 @@ def _error(response: httpx.Response) -> Exception:
             return DeadlineExceeded(message)
         case "moderation_blocked":
             return ImageBlocked(message)
-        case "invalid_api_key" | "model_not_found" | "signing_failed":
+        case "invalid_api_key":
+            return ServiceUnusable(f"{message}, in API_TOKEN")
+        case "model_not_found" | "signing_failed":
             return ServiceUnusable(message)
         case "not_found":
             return ServiceUnusable(f"{response.url} is not there: give the service's own address")

@@ -71,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     _refuse_lost_output(options.output)
+    source = PromptTable(options.input, dict(options.column))  # before what takes seconds to load
     renderers = _renderers(options)
     output = OutputFolder(options.output)
     if output.is_within(options.input):
         where = shown(options.output)
         raise UsageError(f"--output {where} lies in the input folder; choose another")
-    plan = _plan(options, renderers.served, output)
+    plan = _plan(options, source, renderers.served, output)
     pending = pending_shards(plan, output, retry_failed=options.retry_failed)
     summary = read_summary(output)
     if not pending and summary is not None:
@@ -97,10 +98,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     """Plan into a folder that is thrown away, and render a sample of it."""
+    source = PromptTable(options.input, dict(options.column))
     renderers = _renderers(options)
     with tempfile.TemporaryDirectory() as folder:
         output = OutputFolder(folder)
-        plan = _plan(options, renderers.served, output)
+        plan = _plan(options, source, renderers.served, output)
         _print_rejected(plan, output)
         if plan.num_planned:
             print("Rendering a sample ...", flush=True)
@@ -118,7 +120,10 @@ def _replay(options: argparse.Namespace) -> int:
         data = Path(options.replay).read_bytes()
     except OSError as error:
         raise UsageError(f"--replay: {error}") from error
-    made = replayable(data)
+    try:
+        made = replayable(data)
+    except NotReplayable as error:
+        raise UsageError(f"{options.replay}: {error}") from None
     model = _model(options, name=made.model, dtype=made.dtype)
     print(f"{made.request.prompt!r}, seed {made.request.seed}, by {model.name} in {made.dtype}")
     result = replay(data, model, engine_config(options))
@@ -184,12 +189,12 @@ def _with_defaults(profile: ModelProfile, options: argparse.Namespace) -> ModelP
     return changed
 
 
-def _plan(options: argparse.Namespace, served: ServedModel, output: OutputFolder) -> Plan:
-    columns = dict(options.column)
-    source = PromptTable(options.input, columns)
+def _plan(
+    options: argparse.Namespace, source: PromptTable, served: ServedModel, output: OutputFolder
+) -> Plan:
     settings = RunSettings(
         input_files=source.files(),
-        columns=columns,
+        columns=dict(options.column),
         limit=options.limit,
         num_images_per_prompt=options.num_images_per_prompt,
         model=served.profile,

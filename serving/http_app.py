@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
@@ -43,13 +43,16 @@ def build_http_app(models: Mapping[str, Rendering], config: HttpConfig) -> FastA
     app.state.door = Door(models, config)
     app.add_middleware(Edge, max_body_bytes=config.max_body_bytes, is_open=not config.token_hashes)
     install_error_handlers(app)
-    app.include_router(imagine.router)
-    app.include_router(openai_images.router)
-    app.add_api_route("/profile", _profile, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
-    app.add_api_route("/stats", _stats, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
-    app.add_api_route("/forwards", _forwards, responses=ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE)
-    app.add_api_route("/healthz", _healthz)
-    app.add_api_route("/readyz", _readyz, responses=ERROR_RESPONSES)
+    app.include_router(imagine.router, tags=["pictures"])
+    app.include_router(openai_images.router, tags=["OpenAI's clients"])
+    of_a_model = ERROR_RESPONSES | UNKNOWN_MODEL_RESPONSE
+    about = APIRouter(tags=["about the service"])
+    about.add_api_route("/profile", _profile, responses=of_a_model)
+    about.add_api_route("/stats", _stats, responses=of_a_model)
+    about.add_api_route("/forwards", _forwards, responses=of_a_model)
+    about.add_api_route("/healthz", _healthz)
+    about.add_api_route("/readyz", _readyz, responses=ERROR_RESPONSES)
+    app.include_router(about)
     app.add_api_route("/", _page, response_class=FileResponse, include_in_schema=False)
     app.mount("/playground", _PageFiles(directory=_PLAYGROUND))
     return app

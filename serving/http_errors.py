@@ -121,11 +121,14 @@ def _invalid_request(_: Request, error: Exception) -> JSONResponse:
 
 def _invalid_form(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return _invalid_request(request, _problem(error.errors()[0]))
+    return _invalid_request(request, _problem(error.errors()[0], request))
 
 
-def _problem(found: dict[str, Any]) -> InvalidRequest:
+def _problem(found: dict[str, Any], request: Request) -> InvalidRequest:
     """FastAPI says first whether the field stood in the query, a header or the body."""
+    is_json = "json" in request.headers.get("content-type", "")
+    if found["loc"] == ("body",) and found["type"] != "missing" and not is_json:
+        return InvalidRequest("body", "must be sent with Content-Type: application/json")
     if found["type"] == "json_invalid":
         return InvalidRequest("body", "is not valid JSON")
     return problem(found | {"loc": found["loc"][1:]})

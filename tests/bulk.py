@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def plan_run(
     return make_plan(prompts, into, run), into
 
 
+@cache
 def bundled_profile() -> ModelProfile:
     from shared.model_files import (
         describe_model,

@@ -85,10 +85,10 @@ def test_metadata_says_what_each_file_is(planned: tuple[Plan, OutputFolder]) -> 
 
 def test_bulk_and_online_give_the_same_bytes(planned: tuple[Plan, OutputFolder]) -> None:
     plan, output = planned
-    render(plan, output, plan.shards, lambda: Renderer(ModelConfig(), EngineConfig()))
-    rows = output.read_table("metadata/000001.parquet").to_pylist()
-    request = planned_images(output.read_table(shard_file("000001")))[0].request
     with Renderer(ModelConfig(), EngineConfig()) as renderer:
+        render(plan, output, plan.shards, lambda: renderer)
+        rows = output.read_table("metadata/000001.parquet").to_pylist()
+        request = planned_images(output.read_table(shard_file("000001")))[0].request
         online = asyncio.run(renderer.render(request))
     assert online.sha256 == rows[0]["sha256"]
     assert online.data == output.read(f"images/{rows[0]['file_name']}")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -182,25 +183,29 @@ def test_two_generators_serve_until_ctrl_c_and_leave_no_process_behind() -> None
         env=os.environ | {"RAY_TMPDIR": str(RAY_FOLDER / "ctrl-c")},
         start_new_session=True,
     )
-    assert service.stdout is not None
-    output = []
-    for line in service.stdout:
-        output.append(line)
-        if line.startswith("Ready: "):
-            break
-    assert f"Ready: http://localhost:{port} (Ctrl-C to stop)\n" in output, "".join(output)
-    assert requests.get(f"http://localhost:{port}/healthz", timeout=30).status_code == 200
-    answers = [requests.get(f"http://localhost:{port}/forwards", timeout=30) for _ in range(40)]
-    assert len({answer.json()["engine"] for answer in answers}) == 2  # either is asked, by chance
-    session = _processes_of(RAY_FOLDER / "ctrl-c")
-    assert session
+    try:
+        assert service.stdout is not None
+        output = []
+        for line in service.stdout:
+            output.append(line)
+            if line.startswith("Ready: "):
+                break
+        assert f"Ready: http://localhost:{port} (Ctrl-C to stop)\n" in output, "".join(output)
+        assert requests.get(f"http://localhost:{port}/healthz", timeout=30).status_code == 200
+        answers = [requests.get(f"http://localhost:{port}/forwards", timeout=30) for _ in range(40)]
+        assert len({answer.json()["engine"] for answer in answers}) == 2  # by chance, either
+        session = _processes_of(RAY_FOLDER / "ctrl-c")
+        assert session
 
-    os.killpg(service.pid, signal.SIGINT)  # as a terminal does: to all of them
-    assert service.wait(timeout=60) == 0
-    deadline = time.monotonic() + 20
-    while (left := _processes_of(RAY_FOLDER / "ctrl-c")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == []
+        os.killpg(service.pid, signal.SIGINT)  # as a terminal does: to all of them
+        assert service.wait(timeout=60) == 0
+        deadline = time.monotonic() + 20
+        while (left := _processes_of(RAY_FOLDER / "ctrl-c")) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert left == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(service.pid, signal.SIGKILL)
 
 
 def test_a_taken_port_is_one_line() -> None:
@@ -215,7 +220,7 @@ def test_a_taken_port_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--model=/no/model"], "/no/model is not a diffusers folder: no model_index.json in it"),
+        (["--model=/no/model"], "there is no folder /no/model"),
         (
             ["--model=/a/sdxl", "--model=/b/sdxl"],
             "Several models are named 'sdxl': the last parts of their folders have to differ",

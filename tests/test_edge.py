@@ -85,6 +85,7 @@ def test_other_sites_cannot_read_or_post(host: str) -> None:
         f"{host}/imagine", '{"prompt": "a"}', headers={"Content-Type": "text/plain"}, timeout=10
     )
     assert simple.status_code == 400
+    assert "Content-Type: application/json" in simple.json()["error"]["message"]
 
 
 def test_the_page_runs_its_own_script_alone(host: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
 from tests.conftest import REPO, free_port
 
@@ -17,8 +18,17 @@ def test_a_notebook_runs_from_top_to_bottom(
 ) -> None:
     monkeypatch.setenv("PORT", str(free_port()))
     content = nbformat.read(notebook, as_version=4)
+    kept = plain_values(content)
     folder = {"metadata": {"path": str(notebook.parent)}}  # where Jupyter runs it
     NotebookClient(content, timeout=240, resources=folder).execute()
+    assert plain_values(content) == kept
+
+
+def plain_values(content: NotebookNode) -> list[str]:
+    """What cells gave that is the same in every run: True, an HTTP status, an error's text."""
+    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    texts = [output.get("data", {}).get("text/plain", "") for output in outputs]
+    return [text for text in texts if re.match(r"True|False|\(\d{3},", text)]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)

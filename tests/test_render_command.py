@@ -4,6 +4,8 @@ import asyncio
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
@@ -25,10 +27,9 @@ FAILING = "fail <this>"  # to a PlainRenderer
     ("arguments", "message"),
     [
         (["--input", "missing.parquet", "--output", "out"], "error: there is no missing.parquet"),
-        (["--input", "examples", "--output", "examples/out"], "error: --output examples/out lies"),
         (
             ["--input", "examples/prompts.parquet", "--output", "out", "--model", "/no/model"],
-            "error: /no/model is not a diffusers folder",
+            "error: there is no folder /no/model",
         ),
         (
             ["--input", "examples/prompts.parquet", "--output", "/proc/out"],
@@ -38,8 +39,15 @@ FAILING = "fail <this>"  # to a PlainRenderer
             ["--input", "examples/prompts.parquet", "--output", "out", "--via-service", "host:80"],
             "error: host:80 is no address: they begin with http:// or https://",
         ),
-        (["--replay", "README.md"], "error: cannot identify image file"),
-        (["--replay", "docs/images/page.jpg"], "error: the picture carries no provenance"),
+        (["--replay", "README.md"], "error: README.md: it is no picture"),
+        (
+            ["--replay", "docs/images/page.jpg"],
+            "error: docs/images/page.jpg: the picture carries no provenance",
+        ),
+        (
+            ["--input", "examples/prompts.parquet", "--output", "out", "--model", "tests"],
+            "error: tests is not a diffusers folder: no model_index.json in it",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -47,6 +55,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 ) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_an_output_in_the_input_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "prompts.parquet")
+    assert main(["--input", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --output {tmp_path}/out lies")
 
 
 @pytest.mark.parametrize(
