@@ -21,6 +21,15 @@ from shared.image_codec import encode
 from shared.model_profile import ModelProfile
 from shared.request import CanonicalRequest, GeneratedImage, Provenance, Timings
 
+REQUEST = CanonicalRequest(
+    prompt="a",
+    width=64,
+    height=64,
+    num_inference_steps=4,
+    guidance_scale=4,
+    scheduler="DDIMScheduler",
+    seed=3,
+)
 MALFORMED: list[dict[str, Any]] = [
     {"prompt": None},
     {"prompt": " \n"},

@@ -20,18 +20,9 @@ from shared.errors import (
     RenderFailed,
     TooBusy,
 )
-from shared.request import CanonicalRequest, Encoding, GeneratedImage
-from tests.bulk import PlainRenderer
+from shared.request import Encoding, GeneratedImage
+from tests.bulk import REQUEST, PlainRenderer
 
-REQUEST = CanonicalRequest(
-    prompt="a",
-    width=64,
-    height=64,
-    num_inference_steps=4,
-    guidance_scale=4,
-    scheduler="DDIMScheduler",
-    seed=3,
-)
 NEVER = "never"
 UNAVAILABLE = DeploymentUnavailableError(DeploymentID(name="Generator"))
 

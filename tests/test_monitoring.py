@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,8 +66,11 @@ def test_panels_fill_the_rows_of_the_dashboard() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="apt-get install prometheus")
 @pytest.mark.parametrize("check", [["rules", "alerts.yaml"], ["config", "prometheus.yaml"]])
-def test_prometheus_takes_the_files(check: list[str]) -> None:
+def test_prometheus_takes_the_files(check: list[str], tmp_path: Path) -> None:
+    for file in ALERTS.parent.glob("*.yaml"):  # not with what an ended Ray left in its folder
+        here = file.read_text().replace("/tmp/ray/", f"{tmp_path}/")
+        (tmp_path / file.name).write_text(here)
     checked = subprocess.run(
-        ["promtool", "check", *check], cwd=ALERTS.parent, capture_output=True, text=True
+        ["promtool", "check", *check], cwd=tmp_path, capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -18,19 +18,9 @@ from shared.errors import DeadlineExceeded, GeneratorLost, ImageBlocked, Overloa
 from shared.model_profile import ServedModel
 from shared.renderer import Renderer
 from shared.request import CanonicalRequest, GeneratedImage
-from tests.bulk import PlainRenderer
+from tests.bulk import REQUEST, PlainRenderer
 from tests.conftest import free_port
 from tests.http_server import InProcess, http_server, serving_app
-
-REQUEST = CanonicalRequest(
-    prompt="a",
-    width=64,
-    height=64,
-    num_inference_steps=4,
-    guidance_scale=4,
-    scheduler="DDIMScheduler",
-    seed=3,
-)
 
 
 class FakeService:
