@@ -15,9 +15,9 @@ dataset-N      N calls as the rows of a dataset: the bulk job, which is ours the
 A system is one of alternatives.py, by itself, with a backend, or with a replica, process or thread
 for each core (template/each-core); or this service with its denoiser compiled, with forwards that
 are not recorded (service/not-recorded), or with an engine for each core (service/each-core); a
-dataset is rendered by bulk jobs of these kinds, as far as they have
-them. With --bare, what bare.py finds without Ray stands beside them: scripts, and the limit. Where
-steps differ, pictures a second are of the mean number of steps.
+dataset is rendered by bulk jobs of these kinds, as far as they have them. With --bare, what bare.py
+finds without Ray stands beside them: scripts, and the limit. Where steps differ, pictures a second
+are of the mean number of steps.
 """
 
 import argparse
@@ -168,10 +168,10 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
     for name, (rate, latencies) in result.items():
         for load in options.loads:
             delays = latencies if load == "closed-1" else []
-            if name == "pipe-list" and is_dataset(load):
-                rate = lists[str(num_rows(load))]
+            is_list = name == "pipe-list" and is_dataset(load)
+            its = lists[str(num_rows(load))] if is_list else rate
             if is_closed(load) or is_dataset(load):
-                found.append(Found(name, load, number, rate, *_quantiles(delays), 0))
+                found.append(Found(name, load, number, its, *_quantiles(delays), 0))
     return found
 
 
