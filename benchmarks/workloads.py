@@ -175,14 +175,10 @@ class Client:
     async def _ask(self, http: httpx.AsyncClient, call: Call) -> Answer:
         begun, number = time.perf_counter(), call.get("n", 1)
         one = {name: value for name, value in call.items() if name != "n"}
-        several = [one | {"seed": one["seed"] + i} for i in range(number)]
+        singly = [one | {"seed": one["seed"] + i} for i in range(number)]
+        bodies = [call] if self._takes_n else singly
         try:
-            responses = await asyncio.gather(
-                *(
-                    http.post("/imagine", json=body)
-                    for body in ([call] if self._takes_n else several)
-                )
-            )
+            responses = await asyncio.gather(*(http.post("/imagine", json=body) for body in bodies))
             is_good = all(response.status_code == 200 for response in responses)
         except httpx.HTTPError:
             is_good = False

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     _refuse_lost_output(options.output)
-    source = PromptTable(options.input, dict(options.column))  # before what takes seconds to load
+    source = _source(options)  # before what takes seconds to load
     renderers = _renderers(options)
     output = OutputFolder(options.output)
     if output.is_within(options.input):
@@ -86,10 +86,10 @@ def _run(options: argparse.Namespace) -> int:
         )
         return _exit_code(summary)
     if pending:
-        where = renderers.told()  # or it says what is wrong with that
+        by_whom = renderers.told()  # or it says what is wrong with that
         if summary is not None:  # until it is written anew: it would not tell of these
             output.delete(SUMMARY)
-        print(f"Rendering {len(pending)} of {plan.num_shards} shards {where}", flush=True)
+        print(f"Rendering {len(pending)} of {plan.num_shards} shards {by_whom}", flush=True)
         renderers.render(pending, plan, output, retry_failed=options.retry_failed)
     summary = write_report(plan, output)
     _print_summary(summary, output)
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(options: argparse.Namespace) -> int:
     """Plan into a folder that is thrown away, and render a sample of it."""
-    source = PromptTable(options.input, dict(options.column))
+    source = _source(options)
     renderers = _renderers(options)
     with tempfile.TemporaryDirectory() as folder:
         output = OutputFolder(folder)
@@ -187,6 +187,10 @@ def _with_defaults(profile: ModelProfile, options: argparse.Namespace) -> ModelP
     except InvalidRequest as error:
         raise UsageError(f"{flag(error.field)}: {error.message}") from None
     return changed
+
+
+def _source(options: argparse.Namespace) -> PromptTable:
+    return PromptTable(options.input, dict(options.column))
 
 
 def _plan(

@@ -34,13 +34,15 @@ def local_folder(config: ModelConfig) -> Path | None:
 def find_folder(config: ModelConfig) -> Path | None:
     """As `local_folder`; raises ModelUnavailable where the name can be no hub id either."""
     folder = local_folder(config)
-    if folder is None and Path(config.name).expanduser().exists():
+    if folder is not None:
+        return folder
+    if Path(config.name).expanduser().exists():
         raise ModelUnavailable(
             f"{config.name} is not a diffusers folder: no model_index.json in it"
         )
-    if folder is None and _says_a_folder(config):
+    if _says_a_folder(config):
         raise ModelUnavailable(f"there is no folder {config.name}")
-    return folder
+    return None
 
 
 def _says_a_folder(config: ModelConfig) -> bool:

@@ -53,7 +53,8 @@ def test_defaults_outside_the_limits_are_refused(model_folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    for name, reason in ((str(tmp_path), "not a diffusers"), ("./no/such", "there is no folder")):
+    no_checkpoint, none = "not a diffusers folder", "there is no folder ./no/such/folder"
+    for name, reason in ((str(tmp_path), no_checkpoint), ("./no/such/folder", none)):
         with pytest.raises(ModelUnavailable, match=reason):
             load_pipeline(name)
 
