@@ -29,10 +29,15 @@ def host(renderer: Renderer) -> Iterator[str]:
         yield host
 
 
-def follow(host: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
-    response = requests.post(f"{host}/imagine/events", json=REQUEST | fields, timeout=60)
+def ask(host: str, **fields: Any) -> requests.Response:
+    url, body = f"{host}/imagine/events", REQUEST | fields
+    response = requests.post(url, json=body, timeout=60, stream=True)
     assert response.headers["Content-Type"].startswith("text/event-stream")
-    return list(read_events(response))
+    return response
+
+
+def follow(host: str, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
+    return list(read_events(ask(host, **fields)))
 
 
 def test_every_step_is_told_and_shown_and_then_the_picture(host: str) -> None:
@@ -58,16 +63,16 @@ def test_the_query_string_does_as_well(host: str) -> None:
     assert [name for name, _ in read_events(response)][-1] == "image"
 
 
-def test_who_waits_hears_how_many_are_ahead(host: str) -> None:
+def test_who_waits_hears_how_many_are_ahead(host: str, renderer: Renderer) -> None:
     long = {"num_inference_steps": 60, "width": 256, "height": 256}
-    with ThreadPoolExecutor(3) as threads:
-        first = threads.submit(follow, host, **long)
-        time.sleep(0.3)
-        second = threads.submit(follow, host, **long)
-        time.sleep(0.3)
-        third = threads.submit(follow, host)
-        places = [data["num_ahead"] for name, data in third.result() if name == "progress"]
-        assert first.result()[-1][0] == second.result()[-1][0] == "image"
+    with ThreadPoolExecutor(2) as threads:
+        before = [threads.submit(follow, host, **long) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while not renderer.counters().online.num_waiting:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        places = [data["num_ahead"] for name, data in follow(host) if name == "progress"]
+        assert [each.result()[-1][0] for each in before] == ["image", "image"]
     assert places[0] == 1
     assert places == sorted(places, reverse=True)
     assert places[-1] == 0
@@ -89,12 +94,7 @@ def test_what_breaks_ends_in_an_error_event(renderer: Renderer) -> None:
 
 def test_who_stops_listening_frees_the_place(host: str, renderer: Renderer) -> None:
     before = renderer.counters().online.num_cancelled
-    response = requests.post(
-        f"{host}/imagine/events",
-        json=REQUEST | {"num_inference_steps": 150, "width": 256, "height": 256},
-        timeout=10,
-        stream=True,
-    )
+    response = ask(host, num_inference_steps=150, width=256, height=256)
     next(read_events(response))
     response.close()
     for _ in range(50):
