@@ -15,9 +15,10 @@ dataset-N      N calls as the rows of a dataset: the bulk job, which is ours the
 A system is one of alternatives.py, by itself, with a backend, or with a replica, process or thread
 for each core (template/each-core); or this service with its denoiser compiled, with forwards that
 are not recorded (service/not-recorded), or with an engine for each core (service/each-core); a
-dataset is rendered by bulk jobs of these kinds, as far as they have them. With --bare, what bare.py
-finds without Ray stands beside them: scripts, and the limit. Where steps differ, pictures a second
-are of the mean number of steps.
+dataset is rendered by bulk jobs of these kinds, as far as they have them. Beside them stand, with
+--bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
+the systems).
+Where steps differ, pictures a second are of the mean number of steps.
 """
 
 import argparse
@@ -32,9 +33,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,6 +46,7 @@ import torch
 from alternatives import ALTERNATIVES, BACKENDS
 from bare import SQUARE_MIXES
 from bulk_throughput import job_rate
+from limit import LIMIT, Limits
 from local_service import free_port, local_service
 from workloads import (
     MEAN_STEPS,
@@ -88,25 +90,58 @@ class Found:
     p50_s: float | None
     p95_s: float | None
     num_failed: int
+    limits: dict[str, float] = field(default_factory=dict)  # just before and after it
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
     options = _parse()
     found: list[Found] = []
-    for number in range(options.rounds):
-        for each in one_round(options, number):
-            found.append(each)
-            print(line(each), flush=True)
-            if options.json:  # nothing is lost where it breaks off
-                options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
+    with limits(options) as measure:
+        for number in range(options.rounds):
+            for each in one_round(options, number, measure):
+                found.append(each)
+                print(line(each), flush=True)
+                if options.json:  # nothing is lost where it breaks off
+                    options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
     print(table(found))
     if options.plot:
         plot(found, options.plot, f"{options.size} px, {MIX_WORDS[options.mix]}")
 
 
-def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
-    """Each as soon as it is found."""
+@contextmanager
+def limits(options: argparse.Namespace) -> Iterator[Callable[[], dict[str, float]]]:
+    """Measures pictures a second, by kind of limit; none without --limit."""
+    if not options.limit:
+        yield dict
+        return
+    each_core = any(system.endswith(EACH_CORE) for system in options.systems)
+    arguments = [f"--mix={options.mix}", f"--size={options.size}"]
+    environment = os.environ | _model_environment(options)
+    with closing(Limits(arguments, environment, each_core=each_core)) as found:
+        yield found.rates
+
+
+def one_round(
+    options: argparse.Namespace, number: int, measure: Callable[[], dict[str, float]]
+) -> Iterator[Found]:
+    """Each with the limits before and after its system, and these by themselves."""
+    before, seen = measure(), []
+    for of_a_system in systems(options, number):
+        after = measure()
+        seen.append({name: (before[name] + after[name]) / 2 for name in after})
+        for each in of_a_system:
+            yield replace(each, limits=seen[-1])
+        before = after
+    for name in before:
+        rate = statistics.mean(each[name] for each in seen)
+        for load in options.loads:
+            if not is_open(load):
+                yield Found(name, load, number, rate, None, None, 0)
+
+
+def systems(options: argparse.Namespace, number: int) -> Iterator[list[Found]]:
+    """What each of them does, as soon as it is found."""
     datasets = [load for load in options.loads if is_dataset(load)]
     served = [load for load in options.loads if not is_dataset(load)]
     mean_steps, capacity = MEAN_STEPS[options.mix], 0.0
@@ -115,18 +150,20 @@ def one_round(options: argparse.Namespace, number: int) -> Iterator[Found]:
         with running(system, options) as url:
             client = Client(url, mean_steps, takes_n=not system.startswith(OURS))
             asyncio.run(client.closed_loop(calls(most, options.mix, options.size), most))
+            its = []
             for load in served:
                 outcome = asyncio.run(run(client, load, capacity, number, options))
                 if system == OURS and is_closed(load):
                     capacity = max(capacity, outcome.pictures_per_s)
-                yield _found(system, load, number, outcome)
+                its.append(_found(system, load, number, outcome))
+        yield its
     ours = [OURS, *(each for each in options.systems if each.startswith(f"{OURS}/"))]
     ours = [each for each in ours if not each.endswith(NOT_RECORDED)]  # jobs have no such option
     for system, load in itertools.product(ours, datasets):
         rate = bulk_rate(load, system.partition("/")[2], options)
-        yield Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)
+        yield [Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)]
     if options.bare:
-        yield from bare(options, number)
+        yield bare(options, number)
 
 
 def is_dataset(load: str) -> bool:
@@ -135,6 +172,11 @@ def is_dataset(load: str) -> bool:
 
 def is_closed(load: str) -> bool:
     return load.startswith("closed-")
+
+
+def is_open(load: str) -> bool:
+    """Whether its pictures a second are the callers' affair."""
+    return not is_closed(load) and not is_dataset(load)
 
 
 def num_rows(load: str) -> int:
@@ -170,7 +212,7 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
             delays = latencies if load == "closed-1" else []
             is_list = name == "pipe-list" and is_dataset(load)
             its = lists[str(num_rows(load))] if is_list else rate
-            if is_closed(load) or is_dataset(load):
+            if not is_open(load):
                 found.append(Found(name, load, number, its, *_quantiles(delays), 0))
     return found
 
@@ -290,8 +332,9 @@ def line(found: Found) -> str:
 def table(found: Sequence[Found]) -> str:
     """Medians over the rounds, and of the rounds' own ratios of this service to the others."""
     rows = [
-        "| load | system | pictures/s | ours / its | p50 s | p95 s | ours / its |",
-        "|---" * 7 + "|",
+        f"| load | system | pictures/s | ours / its | of {LIMIT} | of the fastest limit | p50 s | "
+        "p95 s | ours / its |",
+        "|---" * 9 + "|",
     ]
     for load in dict.fromkeys(each.load for each in found):
         our = BULK if is_dataset(load) else OURS
@@ -299,6 +342,7 @@ def table(found: Sequence[Found]) -> str:
         for system in dict.fromkeys(each.system for each in found if each.load == load):
             its = [each for each in found if (each.system, each.load) == (system, load)]
             pairs = [(ours[each.round], each) for each in its]
+            limited = [each for each in its if each.limits and not is_open(load)]
             columns = [
                 [its.pictures_per_s for _, its in pairs],
                 [
@@ -306,6 +350,8 @@ def table(found: Sequence[Found]) -> str:
                     for our, its in pairs
                     if its.pictures_per_s  # none, where all failed
                 ],
+                [its.pictures_per_s / its.limits[LIMIT] for its in limited],
+                [its.pictures_per_s / max(its.limits.values()) for its in limited],
                 [its.p50_s for _, its in pairs],
                 [its.p95_s for _, its in pairs],
                 [our.p95_s / its.p95_s for our, its in pairs if our.p95_s and its.p95_s],
@@ -375,7 +421,8 @@ def _system(text: str) -> str:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", nargs="*", type=_system, default=[*ALTERNATIVES])
-    parser.add_argument("--bare", action="store_true", help="and without any service")
+    parser.add_argument("--bare", action="store_true", help="and scripts without any service")
+    parser.add_argument("--limit", action="store_true", help="and bare forwards, between systems")
     parser.add_argument("--loads", nargs="+", default=_LOADS)
     parser.add_argument("--mix", choices=MIXES, default="steps")
     parser.add_argument("--size", type=int, default=128, help="pixels a side (%(default)s)")
@@ -386,8 +433,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
     parser.add_argument("--json", type=Path, help="a file for all that was found")
     options = parser.parse_args()
-    if options.bare and options.mix not in SQUARE_MIXES:
-        parser.error("--bare: that is of one size, and the calls of --mix all have several")
+    if (options.bare or options.limit) and options.mix not in SQUARE_MIXES:
+        parser.error("--bare, --limit: of one size, and the calls of --mix all have several")
     return options
 
 

@@ -22,8 +22,9 @@ from shared.engine.compiled import compilable
 from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
-ROW_COUNTS = (1, 2, 4, 8, 16, 32)
-MAX_LATENTS = 40_000  # larger forwards take too long, or too much memory, to tell anything
+_ROW_COUNTS = (1, 2, 4, 8, 16, 32)
+UNTIL_RECORDED = 8  # calls, and the faster way to replay it is known
+_MAX_LATENTS = 40_000  # larger forwards take too long, or too much memory, to tell anything
 
 
 @torch.no_grad()
@@ -57,20 +58,28 @@ def compile_(pipeline: DiffusionPipeline, compiler: Compiler) -> None:
 
 def report(pipeline: DiffusionPipeline, sizes: Sequence[int]) -> None:
     for size in sizes:
-        for name, forward in forwards(pipeline, size // pipeline.vae_scale_factor).items():
-            counts = [n for n in ROW_COUNTS if n * (size // 8) ** 2 <= MAX_LATENTS]
-            cells = "  ".join(f"{n}: {milliseconds(forward, n) / n:.1f}" for n in counts)
-            print(f"{name:6} {size:4} px  {cells}")
+        side = size // pipeline.vae_scale_factor
+        for name, forward in forwards(pipeline, side).items():
+            cells = [f"{n}: {milliseconds(forward, n) / n:.1f}" for n in row_counts(side)]
+            print(f"{name:6} {size:4} px  {'  '.join(cells)}")
 
 
-def forwards(pipeline: DiffusionPipeline, side: int) -> dict[str, Callable[[int], Any]]:
+def row_counts(side: int) -> list[int]:
+    return [n for n in _ROW_COUNTS if n * side**2 <= _MAX_LATENTS]
+
+
+def forwards(
+    pipeline: DiffusionPipeline, side: int, unet: Callable[..., Any] | None = None
+) -> dict[str, Callable[[int], Any]]:
+    """Of so many rows; `unet` in place of the pipeline's."""
     config, device, dtype = pipeline.unet.config, pipeline.device, pipeline.dtype
-    most = max(ROW_COUNTS)
+    denoise = unet or pipeline.unet
+    most = max(_ROW_COUNTS)
     latents = torch.randn(most, config.in_channels, side, side, device=device, dtype=dtype)
     text = torch.randn(most, 77, config.cross_attention_dim, device=device, dtype=dtype)
     time_of_row = torch.full((most,), 500.0, device=device)
     return {
-        "unet": lambda n: pipeline.unet(
+        "unet": lambda n: denoise(
             sample=latents[:n],
             timestep=time_of_row[:n],
             encoder_hidden_states=text[:n],
@@ -81,19 +90,21 @@ def forwards(pipeline: DiffusionPipeline, side: int) -> dict[str, Callable[[int]
 
 
 def milliseconds(forward: Callable[[int], Any], rows: int) -> float:
-    for _ in range(8):  # until it is recorded, and the faster way to replay it is known
+    for _ in range(UNTIL_RECORDED):
         forward(rows)
-    seconds = []
-    for _ in range(max(3, 12 // rows)):
-        wait_for_device()
-        started = time.perf_counter()
-        forward(rows)
-        wait_for_device()
-        seconds.append(time.perf_counter() - started)
-    return 1000 * statistics.median(seconds)
+    return 1000 * statistics.median(seconds(forward, rows) for _ in range(max(3, 12 // rows)))
 
 
-def wait_for_device() -> None:
+def seconds(forward: Callable[[int], Any], rows: int) -> float:
+    """Of one call."""
+    _wait_for_device()
+    started = time.perf_counter()
+    forward(rows)
+    _wait_for_device()
+    return time.perf_counter() - started
+
+
+def _wait_for_device() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
