@@ -50,10 +50,11 @@ class Limits:
         self._command = [sys.executable, __file__, *arguments]
         self._environment = {**environment}
         self._teams = {"": [self._start()]}
+        self.rates()  # once it is ready, since it tries numbers of rows before
         if each_core:
             self._environment["OMP_NUM_THREADS"] = "1"
             self._teams["/each-core"] = [self._start() for _ in range(os.cpu_count() or 1)]
-        self.rates()  # once they are ready
+            self.rates()
 
     def rates(self) -> dict[str, float]:
         """Pictures a second of each kind; the processes of a team at once, the teams by turns."""
