@@ -17,8 +17,7 @@ for each core (template/each-core); or this service with its denoiser compiled, 
 are not recorded (service/not-recorded), or with an engine for each core (service/each-core); a
 dataset is rendered by bulk jobs of these kinds, as far as they have them. Beside them stand, with
 --bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
-the systems).
-Where steps differ, pictures a second are of the mean number of steps.
+the systems). Where steps differ, pictures a second are of the mean number of steps.
 """
 
 import argparse
