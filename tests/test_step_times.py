@@ -25,6 +25,23 @@ def test_noise_is_averaged_out() -> None:
     assert learned(noise=0.2).seconds_left(work, []) == pytest.approx(20 * 0.014 + 0.05, rel=0.2)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_forwards_of_nearly_equal_rows_do_not_say_what_a_row_takes(seed: int) -> None:
+    times, chance = learned(), random.Random(seed)
+    for _ in range(400):
+        rows = chance.randint(14, 16)
+        seconds = (0.01 + 0.002 * rows) * chance.uniform(0.8, 1.2)
+        times.observe("denoise", 100, rows, seconds)
+    assert times.of_row("denoise", 100) == pytest.approx(0.002, rel=0.15)
+
+
+def test_a_machine_that_gets_slower_is_known_to_be_soon() -> None:
+    times = learned()
+    for _ in range(100):
+        times.observe("denoise", 100, 16, 2 * (0.01 + 0.002 * 16))
+    assert times.of_forward("denoise", 100, 16) == pytest.approx(2 * 0.042, rel=0.1)
+
+
 def test_old_times_are_forgotten() -> None:
     times = learned()
     for _ in range(400):

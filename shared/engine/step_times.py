@@ -3,8 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Of an old forward's weight, what is left at each new one: the last hundred or so count.
-_DECAY = 0.98
+# Of an old forward's weight, what is left at each new one. How long forwards take is of the last
+# fifty or so, since machines get faster and slower. How much of it their rows take is of the last
+# five hundred: fifty that are nearly equal do not tell.
+_DECAY_OF_TIMES = 0.98
+_DECAY_OF_ROWS = 0.998
 
 
 @dataclass(frozen=True)
@@ -17,46 +20,66 @@ class Work:
 
 
 @dataclass
-class _Line:
-    """Least squares of seconds over rows: a fixed part for each forward and a part per row."""
+class _Sums:
+    """Over forwards, of which late ones have more weight."""
 
+    decay: float
     weight: float = 0.0
     rows: float = 0.0
     rows_squared: float = 0.0
     seconds: float = 0.0
     rows_seconds: float = 0.0
 
+    def add(self, rows: int, seconds: float) -> None:
+        self.weight = self.weight * self.decay + 1
+        self.rows = self.rows * self.decay + rows
+        self.rows_squared = self.rows_squared * self.decay + rows * rows
+        self.seconds = self.seconds * self.decay + seconds
+        self.rows_seconds = self.rows_seconds * self.decay + rows * seconds
+
+    def slope(self) -> float | None:
+        """Seconds over rows, by least squares; nothing as long as all forwards had equal rows."""
+        spread = self.rows_squared * self.weight - self.rows**2
+        if spread <= 1e-6 * self.rows_squared * self.weight:
+            return None
+        return (self.rows_seconds * self.weight - self.rows * self.seconds) / spread
+
+
+class _Line:
+    """Seconds over rows: a fixed part for each forward and a part per row."""
+
+    def __init__(self) -> None:
+        self._late = _Sums(_DECAY_OF_TIMES)
+        self._long = _Sums(_DECAY_OF_ROWS)
+
     def observe(self, rows: int, seconds: float) -> None:
-        self.weight = self.weight * _DECAY + 1
-        self.rows = self.rows * _DECAY + rows
-        self.rows_squared = self.rows_squared * _DECAY + rows * rows
-        self.seconds = self.seconds * _DECAY + seconds
-        self.rows_seconds = self.rows_seconds * _DECAY + rows * seconds
+        for sums in (self._late, self._long):
+            sums.add(rows, seconds)
 
     def per_row(self) -> float:
         """Seconds that one more row takes; nothing as long as all forwards had equal rows."""
-        spread = self._spread()
-        if not spread:
-            return 0.0
-        slope = (self.rows_seconds * self.weight - self.rows * self.seconds) / spread
-        return min(max(slope, 0.0), self.seconds / self.rows)
+        return min(max(self._long.slope() or 0.0, 0.0), self.by_rows())
+
+    def by_rows(self) -> float:
+        """Seconds of a forward for each of its rows."""
+        return self._late.seconds / self._late.rows
 
     def per_forward(self) -> float:
-        return (self.seconds - self.per_row() * self.rows) / self.weight
+        return self.mean() - self.per_row() * self._late.rows / self._late.weight
+
+    def mean(self) -> float:
+        """Seconds of a forward of as many rows as late ones had."""
+        return self._late.seconds / self._late.weight
 
     def of_forward(self, rows: int) -> float:
         """Seconds of a forward of `rows`; of unseen company, rows cost what they did without."""
         if not self.knows_rows():
-            return self.seconds / self.weight * max(1.0, rows * self.weight / self.rows)
+            return max(self.mean(), rows * self.by_rows())
         return self.per_forward() + rows * self.per_row()
 
     def knows_rows(self) -> bool:
         """Whether forwards of different rows were seen."""
-        return self._spread() > 0
-
-    def _spread(self) -> float:
-        spread = self.rows_squared * self.weight - self.rows**2
-        return spread if spread > 1e-6 * self.rows_squared * self.weight else 0.0
+        return self._long.slope() is not None
 
 
 class StepTimes:
@@ -84,7 +107,7 @@ class StepTimes:
         a forward's time by its rows.
         """
         line = self._lines.get((kind, pixels))
-        return (line.per_row() or line.seconds / line.rows) if line else 0.0
+        return (line.per_row() or line.by_rows()) if line else 0.0
 
     def seconds_left(self, work: Work, others: Iterable[Work]) -> float:
         """The least time in which `work` can be done while `others` are in the same forwards.
@@ -99,10 +122,7 @@ class StepTimes:
         company = sum(min(shared, self._row_seconds(other)) for other in others)
         decode = self._nearest("decode", work.pixels)
         return (
-            work.steps * step.per_forward()
-            + shared
-            + company
-            + (decode.seconds / decode.weight if decode else 0.0)
+            work.steps * step.per_forward() + shared + company + (decode.mean() if decode else 0.0)
         )
 
     def share_s(self, work: Work, max_requests: int, max_pixels: int) -> float:
