@@ -39,7 +39,7 @@ def test_it_is_the_slowest_twentieth_that_counts() -> None:
 
 
 def test_what_is_usual_is_of_late_and_of_about_the_size() -> None:
-    guests = guests_among([9.0] * 50 + [2.0] * 50)
+    guests = guests_among([9.0] * 200 + [2.0] * 200)
     assert guests.slack_s(PIXELS, 1.0, 0.0) == pytest.approx(1)
     assert guests.slack_s(PIXELS * 5 // 4, 1.0, 0.0) == pytest.approx(1)
     assert guests.slack_s(PIXELS * 4, 1.0, 0.0) == 0

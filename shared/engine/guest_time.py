@@ -3,8 +3,9 @@
 import math
 from collections import defaultdict, deque
 
-# What is usual is what so many of late took, and known from so many on.
-_REMEMBERED = 50
+# What is usual is what so many of late took, and known from so many on. What the slowest twentieth
+# of fewer take is chance, and at its highest all others may be made to wait for as long.
+_REMEMBERED = 200
 _FEWEST = 20
 _SLOW = 0.95
 
