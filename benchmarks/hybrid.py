@@ -2,7 +2,9 @@
 
 Online callers come at random moments, at parts of the capacity: what the service makes for 16
 callers who ask again and again. The same arrivals, alone and beside the job. Pictures are counted
-as such of 30 steps, by the rows of forwards.
+as such of 30 steps, by the rows of forwards. What bulk_slack gives is of requests that the engine
+remembers: each load has a service of its own, and those 16 callers, whom it must not remember, ask
+at bulk priority.
 
 make .venv/.bench
 python benchmarks/hybrid.py --loads 0.3 0.7
@@ -11,6 +13,7 @@ python benchmarks/hybrid.py --num-generators 2 --compile openvino
 
 import argparse
 import asyncio
+import itertools
 import math
 import os
 import statistics
@@ -30,7 +33,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from local_service import LocalService, local_service
-from workloads import MEAN_STEPS, Arrival, Call, Client, calls, num_pictures, poisson, quantile
+from workloads import (
+    MEAN_STEPS,
+    Arrival,
+    Call,
+    Client,
+    Outcome,
+    calls,
+    num_pictures,
+    poisson,
+    quantile,
+)
 
 from shared.arguments import add_compile
 from shared.counters import EngineCounters, Priority
@@ -80,47 +93,47 @@ def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
     engine = {"bulk_slack": options.bulk_slack, "compile": options.compile}
-    with local_service(num_generators=options.num_generators, engine=engine) as service:
-        client = Client(service.url, MEAN_STEPS[MIX])
-        asyncio.run(client.closed_loop(wanted[:_CALLERS], _CALLERS))
-        before = capacity_of(service, client, wanted, options)
-        for _ in range(options.rounds):
-            for load in options.loads:
-                found = compare(service, client, wanted, load * before, options)
-                after = capacity_of(service, client, wanted, options)
-                tell(load, *found, before, after)
-                before = after
+    for load in options.loads:
+        with local_service(num_generators=options.num_generators, engine=engine) as service:
+            ask_unseen(service, wanted[:_CALLERS])
+            compare(load, service, wanted, options)
 
 
 def compare(
-    service: LocalService,
-    client: Client,
-    wanted: Sequence[Call],
-    pictures_per_s: float,
-    options: argparse.Namespace,
-) -> tuple[Found, Found]:
-    """Alone, twice beside the job, and alone: a machine that gets slower is so for both."""
-    calls_per_s = pictures_per_s / statistics.mean(
-        num_pictures(call, MEAN_STEPS[MIX]) for call in wanted
+    load: float, service: LocalService, wanted: Sequence[Call], options: argparse.Namespace
+) -> None:
+    """Rounds of all that is compared, since machines change while it is measured."""
+    capacities = [capacity_of(service, wanted, options)]
+    alone: list[Found] = []
+    beside: list[Found] = []
+    ever, of_a_call = (
+        itertools.cycle(wanted),
+        statistics.mean(num_pictures(call, MEAN_STEPS[MIX]) for call in wanted),
     )
-    number = round(calls_per_s * options.seconds / 2)
-    assert 0 < 2 * number <= len(wanted), f"{number} calls are too few or too many"
-    slices = [
-        list(poisson(wanted[i * number : (i + 1) * number], calls_per_s, seed=i)) for i in (0, 1)
-    ]
+    for i in range(options.rounds):
+        calls_per_s = load * statistics.mean(capacities) / of_a_call
+        number = round(calls_per_s * options.seconds / 2)
+        assert number, f"{options.seconds} seconds are too few"
+        slices = [
+            list(poisson([*itertools.islice(ever, number)], calls_per_s, seed=2 * i + j))
+            for j in (0, 1)
+        ]
+        alone.append(come(service, slices[0], options))
+        with bulk_job(service, options.num_generators, wanted):
+            beside += [come(service, each, options) for each in slices]
+        alone.append(come(service, slices[1], options))
+        capacities.append(capacity_of(service, wanted, options))
+        tell(load, _together(alone), _together(beside), statistics.mean(capacities))
 
-    def come(arrivals: Sequence[Arrival]) -> Found:
-        with rates(service, options.num_generators, arrivals[-1].at_s) as found:
-            outcome = asyncio.run(client.open_loop(arrivals))
-        return Found(outcome.latencies_s, outcome.num_failed, found[0])
 
-    first = come(slices[0])
-    with bulk_job(service, options.num_generators, wanted):
-        beside = [come(each) for each in slices]
-    return _together(first, come(slices[1])), _together(*beside)
+def come(service: LocalService, arrivals: Sequence[Arrival], options: argparse.Namespace) -> Found:
+    client = Client(service.url, MEAN_STEPS[MIX])
+    with rates(service, options.num_generators, arrivals[-1].at_s) as found:
+        outcome = asyncio.run(client.open_loop(arrivals))
+    return Found(outcome.latencies_s, outcome.num_failed, found[0])
 
 
-def _together(*slices: Found) -> Found:
+def _together(slices: Sequence[Found]) -> Found:
     return Found(
         [latency for each in slices for latency in each.latencies_s],
         sum(each.num_failed for each in slices),
@@ -133,25 +146,29 @@ def _together(*slices: Found) -> Found:
     )
 
 
+def ask_unseen(service: LocalService, wanted: Sequence[Call]) -> Outcome:
+    client = Client(service.url, MEAN_STEPS[MIX], headers={"X-Priority": "bulk"})
+    return asyncio.run(client.closed_loop(wanted, _CALLERS))
+
+
 def capacity_of(
-    service: LocalService, client: Client, wanted: Sequence[Call], options: argparse.Namespace
+    service: LocalService, wanted: Sequence[Call], options: argparse.Namespace
 ) -> float:
     with rates(service, options.num_generators) as found:
-        outcome = asyncio.run(client.closed_loop(wanted[: 12 * _CALLERS], _CALLERS))
+        outcome = ask_unseen(service, wanted[: 12 * _CALLERS])
     print(f"capacity {outcome.pictures_per_s:.2f} pictures/s: {found[0].told()}", flush=True)
     return outcome.pictures_per_s
 
 
-def tell(load: float, alone: Found, beside: Found, before: float, after: float) -> None:
-    capacity = (before + after) / 2
+def tell(load: float, alone: Found, beside: Found, capacity: float) -> None:
     left = capacity - beside.rates.online
     print(
-        f"{load:.1f} of {before:.2f} pictures/s, {len(alone.latencies_s)} calls, "
+        f"{load:.1f} of {capacity:.2f} pictures/s, {len(alone.latencies_s)} calls, "
         f"{alone.num_failed + beside.num_failed} failed\n"
         f"  alone: {alone.told()}\n"
         f"  beside the job: {beside.told()}\n"
         f"  p95 {beside.p95_s / alone.p95_s:.2f} times; bulk {beside.rates.bulk:.2f} pictures/s, "
-        f"{beside.rates.bulk / left:.0%} of the {left:.2f} that online left of {capacity:.2f}",
+        f"{beside.rates.bulk / left:.0%} of the {left:.2f} that online left",
         flush=True,
     )
 
@@ -235,7 +252,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.7])
-    parser.add_argument("--seconds", type=float, default=90, help="of a load")
+    parser.add_argument("--seconds", type=float, default=90, help="of a load, in each round")
     parser.add_argument("--bulk-slack", type=float, default=0)
     add_compile(parser)
     parser.add_argument("--num-generators", type=int, default=1, help="that share the cores")

@@ -10,23 +10,21 @@ python benchmarks/virtual_hybrid.py --forward-ms 20 --row-ms 3.2 --capacity-rows
 """
 
 import argparse
-import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from workloads import MEAN_STEPS, quantile
+from workloads import MEAN_STEPS, calls, poisson, quantile
 
 from shared.config import EngineConfig
 from shared.engine.guest_time import GuestTime
 
-_STEPS = (10, 50)
+_MIX, _SIDE = "steps", 128
 _ROWS = 2  # of a picture with guidance
 _MOST_REQUESTS = EngineConfig().max_in_flight
 _MOST_ROWS = _ROWS * _MOST_REQUESTS
-_PIXELS = 128 * 128
-_PICTURE_ROWS = _ROWS * MEAN_STEPS["steps"]
+_PICTURE_ROWS = _ROWS * MEAN_STEPS[_MIX]
 
 
 class Costs(NamedTuple):
@@ -120,13 +118,13 @@ class Engine:
         done = request.num_steps - request.steps_left
         step_s = max(own_s, so_far_s / done) if done else own_s
         whole_s = so_far_s + request.steps_left * step_s
-        slack_s = self._guest_time.slack_s(_PIXELS, whole_s, request.guests_s)
+        slack_s = self._guest_time.slack_s(_SIDE**2, whole_s, request.guests_s)
         return slack_s / request.steps_left
 
     def _end(self, request: Online) -> None:
         latency_s = self._now - request.submitted_at
         self._latencies.append(latency_s)
-        self._guest_time.learn(_PIXELS, latency_s - request.guests_s)
+        self._guest_time.learn(_SIDE**2, latency_s - request.guests_s)
 
 
 def main() -> None:
@@ -149,10 +147,9 @@ def main() -> None:
 
 
 def arrivals(pictures_per_s: float, options: argparse.Namespace) -> Iterator[Online]:
-    draw, now = random.Random(options.seed), 0.0
-    for _ in range(options.calls):
-        now += draw.expovariate(pictures_per_s)
-        yield Online(now, draw.randint(*_STEPS))
+    wanted = calls(options.calls, _MIX, _SIDE, options.seed)
+    for arrival in poisson(wanted, pictures_per_s, options.seed):
+        yield Online(arrival.at_s, arrival.call["num_inference_steps"])
 
 
 def _parse() -> argparse.Namespace:

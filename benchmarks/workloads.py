@@ -6,7 +6,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,20 @@ def trace(file: Path, size: int) -> Iterator[Arrival]:
 class Client:
     """Of one system, which is asked for the `n` pictures of a call all at once.
 
-    In one request, if it `takes_n`. Pictures are counted as such of `mean_steps`.
+    In one request, if it `takes_n`. Pictures are counted as such of `mean_steps`. Each request has
+    these `headers`.
     """
 
-    def __init__(self, url: str, mean_steps: int, *, takes_n: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        mean_steps: int,
+        *,
+        takes_n: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._url, self._mean_steps, self._takes_n = url, mean_steps, takes_n
+        self._headers = headers
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
         """So many callers, each of which asks again as soon as it has its pictures."""
@@ -168,7 +177,9 @@ class Client:
         num_callers: int = 0,
     ) -> Outcome:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=self._url, timeout=900, limits=limits) as http:
+        async with httpx.AsyncClient(
+            base_url=self._url, headers=self._headers, timeout=900, limits=limits
+        ) as http:
             begun = time.perf_counter()
             return outcome(await work(http), begun, num_callers)
 
