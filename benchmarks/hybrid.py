@@ -106,10 +106,8 @@ def compare(
     capacities = [capacity_of(service, wanted, options)]
     alone: list[Found] = []
     beside: list[Found] = []
-    ever, of_a_call = (
-        itertools.cycle(wanted),
-        statistics.mean(num_pictures(call, MEAN_STEPS[MIX]) for call in wanted),
-    )
+    ever = itertools.cycle(wanted)
+    of_a_call = statistics.mean(num_pictures(call, MEAN_STEPS[MIX]) for call in wanted)
     for i in range(options.rounds):
         calls_per_s = load * statistics.mean(capacities) / of_a_call
         number = round(calls_per_s * options.seconds / 2)
