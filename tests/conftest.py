@@ -1,6 +1,8 @@
 """What the tests share: the bundled pipeline, small models built here, one Ray cluster."""
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -94,10 +96,13 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """None that the system, or Ray to its workers, gives to whoever asks for any: Ray asks for
+    dozens as it starts, before the service binds its own."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Cluster:
