@@ -1,5 +1,6 @@
 """How many replicas the work asks for: the policy by itself, and a service that grows by it."""
 
+import asyncio
 import inspect
 import sys
 import threading
@@ -12,9 +13,12 @@ import pytest
 import requests
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
+from serving.app import ServiceArgs, build_app
 from serving.autoscaling import ReplicasByWork, Workload
 from serving.generator import counted
-from shared.counters import EngineCounters, RequestCounters
+from shared.counters import EngineCounters, Priority, RequestCounters
+from shared.model_profile import ModelProfile
+from shared.request import Encoding, ImageRequest
 from tests.conftest import Cluster
 from tests.deployed import DeployedService
 
@@ -84,6 +88,29 @@ def test_bulk_work_counts_only_where_it_may() -> None:
     )
     assert counted(engine, bulk_may_scale=False) == {"work_s": 3, "backlog_s": 1}
     assert counted(engine, bulk_may_scale=True) == {"work_s": 53, "backlog_s": 41}
+
+
+@pytest.mark.parametrize("bulk_may_scale", [False, True])
+def test_the_applications_argument_decides_what_its_generators_report(
+    bulk_may_scale: bool, profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.generator.start_watchdog", lambda _: None)  # ends its process
+    ingress = build_app(ServiceArgs(bulk_may_scale=bulk_may_scale))._bound_deployment
+    (generator,) = ingress.init_args[0].values()
+    bound = generator._bound_deployment
+    replica = bound.func_or_class(*bound.init_args, **bound.init_kwargs)
+    request = profile.canonical(
+        ImageRequest(prompt="a", width=64, height=64, num_inference_steps=2), seed=1
+    )
+
+    async def render(priority: Priority) -> float:
+        async for _ in replica.generate(request, Encoding(), priority, timeout_s=60):
+            pass
+        return float((await replica.record_autoscaling_stats())["demand"])
+
+    with replica._renderer:
+        assert (asyncio.run(render(Priority.BULK)) > 0) == bulk_may_scale
+        assert asyncio.run(render(Priority.ONLINE)) > 0
 
 
 def test_serve_can_take_the_policy_to_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:
