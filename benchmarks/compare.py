@@ -17,7 +17,8 @@ for each core (template/each-core); or this service with its denoiser compiled, 
 are not recorded (service/not-recorded), or with an engine for each core (service/each-core); a
 dataset is rendered by bulk jobs of these kinds, as far as they have them. Beside them stand, with
 --bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
-the systems). Where steps differ, pictures a second are of the mean number of steps.
+the systems); where a system has something for each core, these are also there with a process for
+each. Where steps differ, pictures a second are of the mean number of steps.
 """
 
 import argparse
@@ -114,11 +115,14 @@ def limits(options: argparse.Namespace) -> Iterator[Callable[[], dict[str, float
     if not options.limit:
         yield dict
         return
-    each_core = any(system.endswith(EACH_CORE) for system in options.systems)
     arguments = [f"--mix={options.mix}", f"--size={options.size}"]
     environment = os.environ | _model_environment(options)
-    with closing(Limits(arguments, environment, each_core=each_core)) as found:
+    with closing(Limits(arguments, environment, each_core=_is_any_each_core(options))) as found:
         yield found.rates
+
+
+def _is_any_each_core(options: argparse.Namespace) -> bool:
+    return any(system.endswith(f"/{EACH_CORE}") for system in options.systems)
 
 
 def one_round(
@@ -198,21 +202,40 @@ def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
 
 def bare(options: argparse.Namespace, number: int) -> list[Found]:
     """What bare.py found, beside every load but open ones; its latencies beside one caller's."""
+    loads = [load for load in options.loads if not is_open(load)]
+    found = _bare(options, loads, number)
+    if _is_any_each_core(options):  # who is alone has one
+        loads = [load for load in loads if load != "closed-1"]
+        found += _bare(options, loads, number, f"/{EACH_CORE}", os.cpu_count() or 1)
+    return found
+
+
+def _bare(
+    options: argparse.Namespace, loads: Sequence[str], number: int, kind: str = "", workers: int = 1
+) -> list[Found]:
+    """By so many scripts at once, each with all of the calls."""
     command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
     command += [f"--size={options.size}", f"--calls={options.calls}", "--rows"]
-    command += [str(num_rows(load)) for load in options.loads if is_dataset(load)]
+    command += [str(num_rows(load)) for load in loads if is_dataset(load)]
     environment = os.environ | _model_environment(options)
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    result = json.loads(done.stdout)
-    lists = result.pop("rows")
+    if workers > 1:
+        environment["OMP_NUM_THREADS"] = "1"
+    scripts = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(workers)
+    ]
+    printed = [script.communicate()[0] for script in scripts]
+    if any(script.returncode for script in scripts):
+        raise SystemExit("bare.py failed")
+    results = [json.loads(each) for each in printed]
     found = []
-    for name, (rate, latencies) in result.items():
-        for load in options.loads:
-            delays = latencies if load == "closed-1" else []
-            is_list = name == "pipe-list" and is_dataset(load)
-            its = lists[str(num_rows(load))] if is_list else rate
-            if not is_open(load):
-                found.append(Found(name, load, number, its, *_quantiles(delays), 0))
+    for name, load in itertools.product(("pipe", "pipe-list"), loads):
+        is_list = name == "pipe-list" and is_dataset(load)
+        rates = [
+            each["rows"][str(num_rows(load))] if is_list else each[name][0] for each in results
+        ]
+        delays = results[0][name][1] if load == "closed-1" else []
+        found.append(Found(name + kind, load, number, sum(rates), *_quantiles(delays), 0))
     return found
 
 
@@ -329,7 +352,7 @@ def line(found: Found) -> str:
 
 
 def table(found: Sequence[Found]) -> str:
-    """Medians over the rounds, and of the rounds' own ratios of this service to the others."""
+    """Medians over the rounds, from least to most, and of the rounds' own ratios."""
     rows = [
         f"| load | system | pictures/s | ours / its | of {LIMIT} | of the fastest limit | p50 s | "
         "p95 s | ours / its |",
@@ -355,7 +378,7 @@ def table(found: Sequence[Found]) -> str:
                 [its.p95_s for _, its in pairs],
                 [our.p95_s / its.p95_s for our, its in pairs if our.p95_s and its.p95_s],
             ]
-            cells = " | ".join(_median(column) for column in columns)
+            cells = " | ".join(_middle(column) for column in columns)
             rows.append(f"| {load} | {system} | {cells} |")
     return "\n".join(rows)
 
@@ -390,9 +413,13 @@ def plot(found: Sequence[Found], file: Path, title: str) -> None:
     figure.savefig(file, dpi=120)
 
 
-def _median(values: Sequence[float | None]) -> str:
+def _middle(values: Sequence[float | None]) -> str:
+    """And the spread, where there is any."""
     known = [value for value in values if value is not None]
-    return f"{statistics.median(known):.2f}" if known else ""
+    if not known:
+        return ""
+    spread = f" ({min(known):.2f} to {max(known):.2f})" if len(known) > 1 else ""
+    return f"{statistics.median(known):.2f}{spread}"
 
 
 def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, object]:
