@@ -5,7 +5,8 @@ python benchmarks/geometry.py --models sd15 sdxl
 UNet, autoencoder and text encoders have the sizes of Stable Diffusion 1.5 and SDXL (the config.json
 of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusion-xl-base-1.0). The
 same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
-what a door takes beyond the engine is its overhead. The first request warms each up.
+what a door takes beyond the engine is its overhead. Engine and service are warm before, the job is
+not: its first forwards are slower. Memory is what the process with the model has of it.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -87,10 +90,11 @@ def compare(model: Path, options: argparse.Namespace) -> None:
             door, forwards = service_s(service.url, wanted)
             (generator,) = service.processes("Generator")
             memory = generator.memory_info().rss / 1e9
-        job = job_s(model, wanted)
+        job, job_memory = job_s(model, wanted)
         print(
             f"engine {engine:.2f} s, service {door:.2f} s ({memory:.2f} GB; "
-            f"{100 * (1 - forwards / door):.2f} % of it no forward), bulk job {job:.2f} s",
+            f"{100 * (1 - forwards / door):.2f} % of it no forward), "
+            f"bulk job {job:.2f} s ({job_memory:.2f} GB)",
             flush=True,
         )
         overheads["service"].append(door / engine - 1)
@@ -137,22 +141,38 @@ def service_s(url: str, wanted: list[Request]) -> tuple[float, float]:
     return time.perf_counter() - begun, forwards_s() - before
 
 
-def job_s(model: Path, wanted: list[Request]) -> float:
-    """From where the engine was given the first picture to where the last was written."""
+def job_s(model: Path, wanted: list[Request]) -> tuple[float, float]:
+    """From where the engine was given the first picture to where the last was written; GB."""
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
         folder = Path(name)
         pq.write_table(pa.Table.from_pylist(wanted), folder / "prompts.parquet")
         command = [sys.executable, "-m", "jobs.render", f"--model={model}"]
         command += [f"--input={folder / 'prompts.parquet'}", f"--output={folder / 'out'}"]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": name}
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+        log = folder / "log"
+        with log.open("w") as lines:
+            job = subprocess.Popen(command, env=environment, stdout=lines, stderr=lines)
+        memory = 0.0
+        while job.poll() is None:
+            memory = max(memory, largest_process(job.pid))
+            time.sleep(1)
+        assert not job.returncode, log.read_text()
         rows = pq.read_table(folder / "out" / "metadata").to_pylist()
     ends = [row["finished_at"].timestamp() for row in rows]
     begins = [
         end - row["queue_s"] - row["render_s"] - row["encode_s"]
         for end, row in zip(ends, rows, strict=True)
     ]
-    return max(ends) - min(begins)
+    return max(ends) - min(begins), memory / 1e9
+
+
+def largest_process(pid: int) -> float:
+    """Bytes of the one with the most memory among those that it has started."""
+    sizes = [0.0]
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            sizes.append(process.memory_info().rss)
+    return max(sizes)
 
 
 def sd15() -> StableDiffusionPipeline:
