@@ -92,7 +92,10 @@ def _serve_until_stopped(
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _start_ray(address)
         _on_signals(signal.default_int_handler)  # Ray has its own way with SIGTERM
-        serve.start(http_options={"host": options.host, "port": options.port})
+        serve.start(
+            http_options={"host": options.host, "port": options.port},
+            logging_config={"log_level": "WARNING"},  # of Serve's own; not of our replicas
+        )
         first, *others = models
         args = ServiceArgs(
             model=first,
