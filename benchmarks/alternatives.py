@@ -168,11 +168,11 @@ def threads(port: int, workers: int) -> None:
     """
     model = Model()
     pool = ThreadPoolExecutor(workers if workers > 1 else 4)
-    tokenizer = threading.Lock()
+    copying = threading.Lock()
     app = FastAPI()
 
     def render(wanted: Wanted) -> bytes:
-        with tokenizer:
+        with copying:
             scheduler = copy.deepcopy(model.pipeline.scheduler)
             pipeline = type(model.pipeline).from_pipe(model.pipeline, scheduler=scheduler)
             pipeline.set_progress_bar_config(disable=True)
