@@ -204,7 +204,7 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
     """What bare.py found, beside every load but open ones; its latencies beside one caller's."""
     loads = [load for load in options.loads if not is_open(load)]
     found = _bare(options, loads, number)
-    if _is_any_each_core(options):  # who is alone has one
+    if _is_any_each_core(options):  # a caller who is alone has one script
         loads = [load for load in loads if load != "closed-1"]
         found += _bare(options, loads, number, f"/{EACH_CORE}", os.cpu_count() or 1)
     return found
@@ -213,7 +213,10 @@ def bare(options: argparse.Namespace, number: int) -> list[Found]:
 def _bare(
     options: argparse.Namespace, loads: Sequence[str], number: int, kind: str = "", workers: int = 1
 ) -> list[Found]:
-    """By so many scripts at once, each with all of the calls."""
+    """By so many scripts at once, each with all of the calls.
+
+    So their lists are as long as if a dataset were sorted before it is shared out.
+    """
     command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
     command += [f"--size={options.size}", f"--calls={options.calls}", "--rows"]
     command += [str(num_rows(load)) for load in loads if is_dataset(load)]
@@ -224,7 +227,11 @@ def _bare(
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(workers)
     ]
-    printed = [script.communicate()[0] for script in scripts]
+    try:
+        printed = [script.communicate()[0] for script in scripts]
+    finally:
+        for script in scripts:
+            script.kill()
     if any(script.returncode for script in scripts):
         raise SystemExit("bare.py failed")
     results = [json.loads(each) for each in printed]
@@ -352,7 +359,7 @@ def line(found: Found) -> str:
 
 
 def table(found: Sequence[Found]) -> str:
-    """Medians over the rounds, from least to most, and of the rounds' own ratios."""
+    """Medians over the rounds, with least and most, and of the rounds' own ratios."""
     rows = [
         f"| load | system | pictures/s | ours / its | of {LIMIT} | of the fastest limit | p50 s | "
         "p95 s | ours / its |",

@@ -6,7 +6,8 @@ UNet, autoencoder and text encoders have the sizes of Stable Diffusion 1.5 and S
 of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusion-xl-base-1.0). The
 same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
 what a door takes beyond the engine is its overhead. Engine and service are warm before, the job is
-not: its first forwards are slower. Memory is what the process with the model has of it.
+not: its first forwards are slower. Memory is that of the process with the model: the service's
+after its requests, the job's at its most, looked at each second.
 """
 
 import argparse
@@ -153,9 +154,13 @@ def job_s(model: Path, wanted: list[Request]) -> tuple[float, float]:
         with log.open("w") as lines:
             job = subprocess.Popen(command, env=environment, stdout=lines, stderr=lines)
         memory = 0.0
-        while job.poll() is None:
-            memory = max(memory, largest_process(job.pid))
-            time.sleep(1)
+        try:
+            while job.poll() is None:
+                memory = max(memory, largest_process(job.pid))
+                time.sleep(1)
+        finally:
+            job.terminate()
+            job.wait()
         assert not job.returncode, log.read_text()
         rows = pq.read_table(folder / "out" / "metadata").to_pylist()
     ends = [row["finished_at"].timestamp() for row in rows]

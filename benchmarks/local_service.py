@@ -41,8 +41,6 @@ class LocalService:
     """
 
     def __init__(self, cluster_cpus: int) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
             num_cpus=cluster_cpus,
@@ -50,6 +48,8 @@ class LocalService:
             log_to_driver=False,
             logging_level="critical",
         )
+        port = free_port()  # Ray has taken its own, which are as many as come
+        self.url = f"http://127.0.0.1:{port}"
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         # What the dashboard does for `serve deploy` is no public function.
         self._serve = _get_global_client()

@@ -96,8 +96,10 @@ def model_folder(tmp_path: Path) -> Path:
 
 
 def free_port() -> int:
-    """None that the system, or Ray to its workers, gives to whoever asks for any: Ray asks for
-    dozens as it starts, before the service binds its own."""
+    """Outside of what the system, and Ray for its workers, give to whoever asks for any.
+
+    Ray takes dozens of these as it starts, before the service binds its own.
+    """
     while True:
         port = random.SystemRandom().randrange(20_000, 32_768)
         with socket.socket() as probe, contextlib.suppress(OSError):

@@ -94,7 +94,8 @@ def test_bulk_work_counts_only_where_it_may() -> None:
 def test_the_applications_argument_decides_what_its_generators_report(
     bulk_may_scale: bool, profile: ModelProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.generator.start_watchdog", lambda _: None)  # ends its process
+    for name in ("start_watchdog", "log_with_serve", "log_diffusers_with_serve"):
+        monkeypatch.setattr(f"serving.generator.{name}", lambda *_: None)  # for a whole process
     ingress = build_app(ServiceArgs(bulk_may_scale=bulk_may_scale))._bound_deployment
     (generator,) = ingress.init_args[0].values()
     bound = generator._bound_deployment
