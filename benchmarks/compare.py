@@ -47,7 +47,8 @@ from alternatives import ALTERNATIVES, BACKENDS
 from bare import SQUARE_MIXES
 from bulk_throughput import job_rate
 from limit import LIMIT, Limits
-from local_service import free_port, local_service
+from local_service import local_service
+from ports import free_port
 from workloads import (
     MEAN_STEPS,
     MIXES,

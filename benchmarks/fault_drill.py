@@ -33,7 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import yaml
-from local_service import ROOM, LocalService, free_port, local_service
+from local_service import ROOM, LocalService, local_service
+from ports import free_port
 
 from shared.model_names import BUNDLED_MODELS
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import httpx
 import psutil
 import ray
 import torch
+from ports import free_port
 from pydantic import TypeAdapter
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -41,6 +41,8 @@ class LocalService:
     """
 
     def __init__(self, cluster_cpus: int) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         ray.init(
             address="local",
             num_cpus=cluster_cpus,
@@ -48,8 +50,6 @@ class LocalService:
             log_to_driver=False,
             logging_level="critical",
         )
-        port = free_port()  # Ray has taken its own, which are as many as come
-        self.url = f"http://127.0.0.1:{port}"
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         # What the dashboard does for `serve deploy` is no public function.
         self._serve = _get_global_client()
@@ -124,9 +124,3 @@ def local_service(
             yield service
         finally:
             ray.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

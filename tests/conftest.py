@@ -1,8 +1,6 @@
 """What the tests share: the bundled pipeline, small models built here, one Ray cluster."""
 
-import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -35,6 +33,7 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
 
+from benchmarks.ports import free_port  # noqa: E402
 from shared.config import ModelConfig  # noqa: E402
 from shared.engine import DenoiseEngine  # noqa: E402
 from shared.model_files import describe_model  # noqa: E402
@@ -93,18 +92,6 @@ def engine(small: DiffusionPipeline) -> Iterator[DenoiseEngine]:
 def model_folder(tmp_path: Path) -> Path:
     """A copy of the bundled model that a test may spoil."""
     return Path(shutil.copytree(BUNDLED_MODELS / "postcard", tmp_path / "model"))
-
-
-def free_port() -> int:
-    """Outside of what the system, and Ray for its workers, give to whoever asks for any.
-
-    Ray takes dozens of these as it starts, before the service binds its own.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_768)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Cluster:

@@ -22,9 +22,9 @@ from tests.conftest import REPO
 from tests.http_server import serving_app
 
 
-def answers(number: int, is_good: bool = True) -> list[Answer]:
+def answers(number: int) -> list[Answer]:
     """One a second, of a picture each."""
-    return [Answer(is_good, 1, at_s=1.0 + i, seconds=0.5) for i in range(number)]
+    return [Answer(True, 1, at_s=1.0 + i, seconds=0.5) for i in range(number)]
 
 
 def test_pictures_a_second_are_of_the_time_until_the_last_answer() -> None:
