@@ -2,13 +2,15 @@
 
 Online callers come at random moments, at parts of the capacity: what the service makes for 16
 callers who ask again and again. The same arrivals, alone and beside the job. Pictures are counted
-as such of 30 steps, by the rows of forwards. What bulk_slack gives is of requests that the engine
-remembers: each load has a service of its own, and those 16 callers, whom it must not remember, ask
-at bulk priority.
+as such of 30 steps, by the rows of forwards. All seconds are those of a machine clock, so that a
+machine which is slower for a while is no more burdened then, and has made no less. What bulk_slack
+gives is of requests that the engine remembers: each load has a service of its own, and those 16
+callers, whom it must not remember, ask at bulk priority.
 
 make .venv/.bench
 python benchmarks/hybrid.py --loads 0.3 0.7
-python benchmarks/hybrid.py --num-generators 2 --compile openvino
+python benchmarks/hybrid.py --num-generators 2 --bulk-slack 0.7
+python benchmarks/hybrid.py --num-cpus 1  # of two: the other is Ray's and the callers'
 """
 
 import argparse
@@ -23,16 +25,18 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from local_service import LocalService, local_service
+from engine_rates import Rates, Sample, rates
+from local_service import NUM_CPUS, LocalService, local_service
+from machine_clock import MachineClock
 from workloads import (
     MEAN_STEPS,
     Arrival,
@@ -46,31 +50,11 @@ from workloads import (
 )
 
 from shared.arguments import add_compile
-from shared.counters import EngineCounters, Priority
 
 MIX = "steps"
 _ROWS = 2 * MEAN_STEPS[MIX]  # of a picture, with guidance
 _CALLERS = 16
 _BETWEEN_SAMPLES_S = 0.5
-
-
-class Rates(NamedTuple):
-    """Pictures a second, and what becomes of an engine's time.
-
-    `busy` is the part of it in forwards and decodes. Fuller forwards take less time for a row.
-    """
-
-    online: float
-    bulk: float
-    busy: float
-    rows_per_forward: float
-    row_ms: float
-
-    def told(self) -> str:
-        return (
-            f"{self.rows_per_forward:.1f} rows a forward, {self.row_ms:.1f} ms a row, "
-            f"busy for {self.busy:.0%} of the time"
-        )
 
 
 class Found(NamedTuple):
@@ -93,17 +77,21 @@ def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
     engine = {"bulk_slack": options.bulk_slack, "compile": options.compile}
-    for load in options.loads:
-        with local_service(num_generators=options.num_generators, engine=engine) as service:
-            ask_unseen(service, wanted[:_CALLERS])
-            compare(load, service, wanted, options)
+    with MachineClock() as clock:
+        for load in options.loads:
+            with local_service(
+                num_generators=options.num_generators, num_cpus=options.num_cpus, engine=engine
+            ) as service:
+                bench = Bench(service, options.num_generators, clock)
+                bench.ask_unseen(wanted[:_CALLERS])
+                compare(load, bench, wanted, options)
 
 
 def compare(
-    load: float, service: LocalService, wanted: Sequence[Call], options: argparse.Namespace
+    load: float, bench: "Bench", wanted: Sequence[Call], options: argparse.Namespace
 ) -> None:
     """Rounds of all that is compared, since machines change while it is measured."""
-    capacities = [capacity_of(service, wanted, options)]
+    capacities = [bench.capacity(wanted)]
     alone: list[Found] = []
     beside: list[Found] = []
     ever = itertools.cycle(wanted)
@@ -116,19 +104,12 @@ def compare(
             list(poisson([*itertools.islice(ever, number)], calls_per_s, seed=2 * i + j))
             for j in (0, 1)
         ]
-        alone.append(come(service, slices[0], options))
-        with bulk_job(service, options.num_generators, wanted):
-            beside += [come(service, each, options) for each in slices]
-        alone.append(come(service, slices[1], options))
-        capacities.append(capacity_of(service, wanted, options))
+        alone.append(bench.come(slices[0]))
+        with bulk_job(bench.service, options.num_generators, wanted):
+            beside += [bench.come(each) for each in slices]
+        alone.append(bench.come(slices[1]))
+        capacities.append(bench.capacity(wanted))
         tell(load, _together(alone), _together(beside), statistics.mean(capacities))
-
-
-def come(service: LocalService, arrivals: Sequence[Arrival], options: argparse.Namespace) -> Found:
-    client = Client(service.url, MEAN_STEPS[MIX])
-    with rates(service, options.num_generators, arrivals[-1].at_s) as found:
-        outcome = asyncio.run(client.open_loop(arrivals))
-    return Found(outcome.latencies_s, outcome.num_failed, found[0])
 
 
 def _together(slices: Sequence[Found]) -> Found:
@@ -144,20 +125,6 @@ def _together(slices: Sequence[Found]) -> Found:
     )
 
 
-def ask_unseen(service: LocalService, wanted: Sequence[Call]) -> Outcome:
-    client = Client(service.url, MEAN_STEPS[MIX], headers={"X-Priority": "bulk"})
-    return asyncio.run(client.closed_loop(wanted, _CALLERS))
-
-
-def capacity_of(
-    service: LocalService, wanted: Sequence[Call], options: argparse.Namespace
-) -> float:
-    with rates(service, options.num_generators) as found:
-        outcome = ask_unseen(service, wanted[: 12 * _CALLERS])
-    print(f"capacity {outcome.pictures_per_s:.2f} pictures/s: {found[0].told()}", flush=True)
-    return outcome.pictures_per_s
-
-
 def tell(load: float, alone: Found, beside: Found, capacity: float) -> None:
     left = capacity - beside.rates.online
     print(
@@ -171,47 +138,52 @@ def tell(load: float, alone: Found, beside: Found, capacity: float) -> None:
     )
 
 
-@contextmanager
-def rates(
-    service: LocalService, num_generators: int, seconds: float = math.inf
-) -> Iterator[list[Rates]]:
-    """Within it is counted, for so long at most; what was found is there at its end."""
-    found: list[Rates] = []
-    samples: defaultdict[str, list[tuple[float, EngineCounters]]] = defaultdict(list)
-    over, until = threading.Event(), time.perf_counter() + seconds
+class Bench(NamedTuple):
+    service: LocalService
+    num_generators: int
+    clock: MachineClock
 
-    def sample() -> None:  # again and again, since each answer is of any one of them
-        while not over.wait(_BETWEEN_SAMPLES_S) and time.perf_counter() < until:
-            name, counters = service.engine()
-            samples[name].append((time.perf_counter(), counters))
+    def capacity(self, wanted: Sequence[Call]) -> float:
+        with self._rates() as found:
+            outcome = self.ask_unseen(wanted[: 12 * _CALLERS])
+        print(f"capacity {outcome.pictures_per_s:.2f} pictures/s: {found[0].told()}", flush=True)
+        return outcome.pictures_per_s
 
-    with ThreadPoolExecutor(1) as pool:
-        sampling = pool.submit(sample)
-        try:
-            yield found
-        finally:
-            over.set()
-        sampling.result()
-    assert len(samples) == num_generators, f"{len(samples)} of {num_generators} engines answered"
+    def ask_unseen(self, wanted: Sequence[Call]) -> Outcome:
+        client = self._client(headers={"X-Priority": "bulk"})
+        return asyncio.run(client.closed_loop(wanted, _CALLERS))
 
-    def pace(count: Callable[[EngineCounters], float]) -> float:
+    def come(self, arrivals: Sequence[Arrival]) -> Found:
+        with self._rates(arrivals[-1].at_s) as found:
+            outcome = asyncio.run(self._client().open_loop(arrivals))
+        return Found(outcome.latencies_s, outcome.num_failed, found[0])
+
+    def _client(self, **options: Any) -> Client:
+        return Client(self.service.url, MEAN_STEPS[MIX], now=self.clock.now, **options)
+
+    @contextmanager
+    def _rates(self, seconds: float = math.inf) -> Iterator[list[Rates]]:
+        """Within it is counted, for so long at most; what was found is there at its end."""
+        found: list[Rates] = []
+        samples: defaultdict[str, list[Sample]] = defaultdict(list)
+        over, until = threading.Event(), self.clock.now() + seconds
+
+        def sample() -> None:  # again and again, since each answer is of any one of them
+            while not over.wait(_BETWEEN_SAMPLES_S) and self.clock.now() < until:
+                name, counters = self.service.engine()
+                samples[name].append(Sample(self.clock.now(), time.perf_counter(), counters))
+
+        with ThreadPoolExecutor(1) as pool:
+            sampling = pool.submit(sample)
+            try:
+                yield found
+            finally:
+                over.set()
+            sampling.result()
+        number = len(samples)
+        assert number == self.num_generators, f"{number} of {self.num_generators} engines answered"
         ends = [(each[0], each[-1]) for each in samples.values()]
-        return sum(
-            (count(last) - count(first)) / (end - begin) for (begin, first), (end, last) in ends
-        )
-
-    online, bulk = (pace(lambda engine, of=of: engine.of(of).num_rows) for of in Priority)
-    decoding = pace(lambda engine: engine.decode_s)
-    busy = pace(lambda engine: engine.busy_s)
-    found.append(
-        Rates(
-            online=online / _ROWS,
-            bulk=bulk / _ROWS,
-            busy=busy / num_generators,
-            rows_per_forward=(online + bulk) / pace(lambda engine: engine.num_forwards),
-            row_ms=1000 * (busy - decoding) / (online + bulk),
-        )
-    )
+        found.append(rates(ends, _ROWS))
 
 
 @contextmanager
@@ -253,9 +225,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=90, help="of a load, in each round")
     parser.add_argument("--bulk-slack", type=float, default=0)
     add_compile(parser)
-    parser.add_argument("--num-generators", type=int, default=1, help="that share the cores")
+    parser.add_argument("--num-generators", type=int, default=1)
+    parser.add_argument("--num-cpus", type=float, help="of a generator (its part of all)")
     parser.add_argument("--rounds", type=int, default=1)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.num_cpus = options.num_cpus or NUM_CPUS / options.num_generators
+    return options
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class LocalService:
     def __init__(self, cluster_cpus: int) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
+        self._http = httpx.Client(base_url=self.url)  # a client costs more than what it asks
         ray.init(
             address="local",
             num_cpus=cluster_cpus,
@@ -77,7 +78,7 @@ class LocalService:
 
     def engine(self) -> tuple[str, EngineCounters]:
         """The name and counters of one generator's engine: Serve's choice, of the idlest."""
-        answer = httpx.get(f"{self.url}/forwards").json()
+        answer = self._http.get("/forwards").json()
         return answer["engine"], _COUNTERS.validate_python(answer["counters"])
 
     def engines(self, number: int) -> dict[str, EngineCounters]:

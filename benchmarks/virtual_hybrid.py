@@ -2,11 +2,11 @@
 
 A forward of n rows takes so long, and so much more for each row, overhead and decodes with it.
 Callers come at random moments and ask for 10 to 50 steps; of bulk requests there are always enough.
-GuestTime is the engine's own, and around it the engine's rules are told again in short. On shared
-machines hybrid.py measures the same with a noise that is larger than what is to be seen.
+GuestTime is the engine's own, and around it the engine's rules are told again in short. hybrid.py
+measures the same beside all that a service has besides its forwards.
 
 python benchmarks/virtual_hybrid.py --forward-ms 26 --row-ms 3.7
-python benchmarks/virtual_hybrid.py --forward-ms 20 --row-ms 3.2 --capacity-rows 16  # of one core
+python benchmarks/virtual_hybrid.py --forward-ms 11 --row-ms 2.6 --capacity-rows 16  # of one core
 """
 
 import argparse

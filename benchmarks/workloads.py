@@ -32,6 +32,8 @@ MIXES: dict[str, Callable[[random.Random], Call]] = {
 
 # Mean steps of a mix. Rates are told in pictures of so many, since each run has other calls of it.
 MEAN_STEPS = {"equal": 20, "steps": 30, "all": 30, "several": 20}
+# By so much a call may come too late on a clock that goes faster all at once.
+_NEAR_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Client:
     """Of one system, which is asked for the `n` pictures of a call all at once.
 
     In one request, if it `takes_n`. Pictures are counted as such of `mean_steps`. Each request has
-    these `headers`.
+    these `headers`. All seconds are those of `now`, which need not be a clock's on the wall.
     """
 
     def __init__(
@@ -142,9 +144,10 @@ class Client:
         *,
         takes_n: bool = False,
         headers: Mapping[str, str] | None = None,
+        now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._url, self._mean_steps, self._takes_n = url, mean_steps, takes_n
-        self._headers = headers
+        self._headers, self._now = headers, now
 
     async def closed_loop(self, wanted: Sequence[Call], concurrency: int) -> Outcome:
         """So many callers, each of which asks again as soon as it has its pictures."""
@@ -161,15 +164,16 @@ class Client:
 
     async def open_loop(self, arrivals: Sequence[Arrival]) -> Outcome:
         """They come when they come, whatever became of those before."""
-        begun = time.perf_counter()
 
-        async def come(http: httpx.AsyncClient, arrival: Arrival) -> Answer:
-            await asyncio.sleep(begun + arrival.at_s - time.perf_counter())
-            return await self._ask(http, arrival.call)
+        async def come(http: httpx.AsyncClient) -> list[Answer]:
+            begun, asked = self._now(), []
+            for arrival in arrivals:
+                while (left_s := begun + arrival.at_s - self._now()) > 0:
+                    await asyncio.sleep(min(left_s, _NEAR_S))
+                asked.append(asyncio.create_task(self._ask(http, arrival.call)))
+            return await asyncio.gather(*asked)
 
-        return await self._measured(
-            lambda http: asyncio.gather(*(come(http, arrival) for arrival in arrivals))
-        )
+        return await self._measured(come)
 
     async def _measured(
         self,
@@ -180,11 +184,11 @@ class Client:
         async with httpx.AsyncClient(
             base_url=self._url, headers=self._headers, timeout=900, limits=limits
         ) as http:
-            begun = time.perf_counter()
+            begun = self._now()
             return outcome(await work(http), begun, num_callers)
 
     async def _ask(self, http: httpx.AsyncClient, call: Call) -> Answer:
-        begun, number = time.perf_counter(), call.get("n", 1)
+        begun, number = self._now(), call.get("n", 1)
         one = {name: value for name, value in call.items() if name != "n"}
         singly = [one | {"seed": one["seed"] + i} for i in range(number)]
         bodies = [call] if self._takes_n else singly
@@ -193,5 +197,5 @@ class Client:
             is_good = all(response.status_code == 200 for response in responses)
         except httpx.HTTPError:
             is_good = False
-        now = time.perf_counter()
+        now = self._now()
         return Answer(is_good, num_pictures(call, self._mean_steps), now, now - begun)
