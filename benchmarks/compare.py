@@ -18,7 +18,8 @@ are not recorded (service/not-recorded), or with an engine for each core (servic
 dataset is rendered by bulk jobs of these kinds, as far as they have them. Beside them stand, with
 --bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
 the systems); where a system has something for each core, these are also there with a process for
-each. Where steps differ, pictures a second are of the mean number of steps.
+each. Where steps differ, pictures a second are of the mean number of steps. Seconds are those of a
+machine clock: a system is no slower for having its turn while others slow the machine down.
 """
 
 import argparse
@@ -48,6 +49,7 @@ from bare import SQUARE_MIXES
 from bulk_throughput import job_rate
 from limit import LIMIT, Limits
 from local_service import local_service
+from machine_clock import MachineClock
 from ports import free_port
 from workloads import (
     MEAN_STEPS,
@@ -98,27 +100,33 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
     options = _parse()
     found: list[Found] = []
-    with limits(options) as measure:
+    with MachineClock() as clock, limits(options, clock) as measure:
+        begun = clock.moment()
         for number in range(options.rounds):
-            for each in one_round(options, number, measure):
+            for each in one_round(options, number, measure, clock):
                 found.append(each)
                 print(line(each), flush=True)
                 if options.json:  # nothing is lost where it breaks off
                     options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
+        speed = begun.speed_until(clock.moment())
     print(table(found))
+    print(f"\nSeconds of the machine at its fastest, of which it had {speed:.0%} in the mean.")
     if options.plot:
         plot(found, options.plot, f"{options.size} px, {MIX_WORDS[options.mix]}")
 
 
 @contextmanager
-def limits(options: argparse.Namespace) -> Iterator[Callable[[], dict[str, float]]]:
+def limits(
+    options: argparse.Namespace, clock: MachineClock
+) -> Iterator[Callable[[], dict[str, float]]]:
     """Measures pictures a second, by kind of limit; none without --limit."""
     if not options.limit:
         yield dict
         return
     arguments = [f"--mix={options.mix}", f"--size={options.size}"]
     environment = os.environ | _model_environment(options)
-    with closing(Limits(arguments, environment, each_core=_is_any_each_core(options))) as found:
+    each_core = _is_any_each_core(options)
+    with closing(Limits(arguments, environment, clock, each_core=each_core)) as found:
         yield found.rates
 
 
@@ -127,11 +135,14 @@ def _is_any_each_core(options: argparse.Namespace) -> bool:
 
 
 def one_round(
-    options: argparse.Namespace, number: int, measure: Callable[[], dict[str, float]]
+    options: argparse.Namespace,
+    number: int,
+    measure: Callable[[], dict[str, float]],
+    clock: MachineClock,
 ) -> Iterator[Found]:
     """Each with the limits before and after its system, and these by themselves."""
     before, seen = measure(), []
-    for of_a_system in systems(options, number):
+    for of_a_system in systems(options, number, clock):
         after = measure()
         seen.append({name: (before[name] + after[name]) / 2 for name in after})
         for each in of_a_system:
@@ -144,7 +155,7 @@ def one_round(
                 yield Found(name, load, number, rate, None, None, 0)
 
 
-def systems(options: argparse.Namespace, number: int) -> Iterator[list[Found]]:
+def systems(options: argparse.Namespace, number: int, clock: MachineClock) -> Iterator[list[Found]]:
     """What each of them does, as soon as it is found."""
     datasets = [load for load in options.loads if is_dataset(load)]
     served = [load for load in options.loads if not is_dataset(load)]
@@ -152,7 +163,8 @@ def systems(options: argparse.Namespace, number: int) -> Iterator[list[Found]]:
     most = max([8, *(int(load.removeprefix("closed-")) for load in served if is_closed(load))])
     for system in [OURS, *options.systems] if served else []:
         with running(system, options) as url:
-            client = Client(url, mean_steps, takes_n=not system.startswith(OURS))
+            takes_n = not system.startswith(OURS)
+            client = Client(url, mean_steps, takes_n=takes_n, now=clock.now)
             asyncio.run(client.closed_loop(calls(most, options.mix, options.size), most))
             its = []
             for load in served:
@@ -164,10 +176,12 @@ def systems(options: argparse.Namespace, number: int) -> Iterator[list[Found]]:
     ours = [OURS, *(each for each in options.systems if each.startswith(f"{OURS}/"))]
     ours = [each for each in ours if not each.endswith(NOT_RECORDED)]  # jobs have no such option
     for system, load in itertools.product(ours, datasets):
+        begun = clock.moment()
         rate = bulk_rate(load, system.partition("/")[2], options)
+        rate /= begun.speed_until(clock.moment())
         yield [Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)]
     if options.bare:
-        yield bare(options, number)
+        yield bare(options, number, clock)
 
 
 def is_dataset(load: str) -> bool:
@@ -201,18 +215,23 @@ def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
         return job_rate(folder, folder / "out", arguments, MEAN_STEPS[options.mix])
 
 
-def bare(options: argparse.Namespace, number: int) -> list[Found]:
+def bare(options: argparse.Namespace, number: int, clock: MachineClock) -> list[Found]:
     """What bare.py found, beside every load but open ones; its latencies beside one caller's."""
     loads = [load for load in options.loads if not is_open(load)]
-    found = _bare(options, loads, number)
+    found = _bare(options, loads, number, clock)
     if _is_any_each_core(options):  # a caller who is alone has one script
         loads = [load for load in loads if load != "closed-1"]
-        found += _bare(options, loads, number, f"/{EACH_CORE}", os.cpu_count() or 1)
+        found += _bare(options, loads, number, clock, f"/{EACH_CORE}", os.cpu_count() or 1)
     return found
 
 
 def _bare(
-    options: argparse.Namespace, loads: Sequence[str], number: int, kind: str = "", workers: int = 1
+    options: argparse.Namespace,
+    loads: Sequence[str],
+    number: int,
+    clock: MachineClock,
+    kind: str = "",
+    workers: int = 1,
 ) -> list[Found]:
     """By so many scripts at once, each with all of the calls.
 
@@ -224,6 +243,7 @@ def _bare(
     environment = os.environ | _model_environment(options)
     if workers > 1:
         environment["OMP_NUM_THREADS"] = "1"
+    begun = clock.moment()
     scripts = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(workers)
@@ -236,6 +256,7 @@ def _bare(
     if any(script.returncode for script in scripts):
         raise SystemExit("bare.py failed")
     results = [json.loads(each) for each in printed]
+    speed = begun.speed_until(clock.moment())
     found = []
     for name, load in itertools.product(("pipe", "pipe-list"), loads):
         is_list = name == "pipe-list" and is_dataset(load)
@@ -243,7 +264,8 @@ def _bare(
             each["rows"][str(num_rows(load))] if is_list else each[name][0] for each in results
         ]
         delays = results[0][name][1] if load == "closed-1" else []
-        found.append(Found(name + kind, load, number, sum(rates), *_quantiles(delays), 0))
+        delays = [speed * delay for delay in delays]
+        found.append(Found(name + kind, load, number, sum(rates) / speed, *_quantiles(delays), 0))
     return found
 
 

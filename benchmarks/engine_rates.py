@@ -39,24 +39,24 @@ class Sample(NamedTuple):
 def rates(engines: Sequence[tuple[Sample, Sample]], rows_of_a_picture: int) -> Rates:
     """From what each counted first to what it counted last."""
 
-    def pace(count: Callable[[EngineCounters], float]) -> float:
+    def pace(count: Callable[[EngineCounters], float], clock: str = "at_s") -> float:
         return sum(
-            (count(last.counters) - count(first.counters)) / (last.at_s - first.at_s)
+            (count(last.counters) - count(first.counters))
+            / (getattr(last, clock) - getattr(first, clock))
             for first, last in engines
         )
 
-    speed = statistics.mean(
-        (last.at_s - first.at_s) / (last.wall_s - first.wall_s) for first, last in engines
-    )
     online, bulk = (pace(lambda engine, of=of: engine.of(of).num_rows) for of in Priority)
     # Engines count seconds of the wall's clock.
-    decoding = speed * pace(lambda engine: engine.decode_s)
-    busy = speed * pace(lambda engine: engine.busy_s)
+    decoding = pace(lambda engine: engine.decode_s, "wall_s")
+    busy = pace(lambda engine: engine.busy_s, "wall_s")
     return Rates(
         online=online / rows_of_a_picture,
         bulk=bulk / rows_of_a_picture,
         busy=busy / len(engines),
         rows_per_forward=(online + bulk) / pace(lambda engine: engine.num_forwards),
         row_ms=1000 * (busy - decoding) / (online + bulk),
-        speed=speed,
+        speed=statistics.mean(
+            (last.at_s - first.at_s) / (last.wall_s - first.wall_s) for first, last in engines
+        ),
     )

@@ -2,10 +2,10 @@
 
 Online callers come at random moments, at parts of the capacity: what the service makes for 16
 callers who ask again and again. The same arrivals, alone and beside the job. Pictures are counted
-as such of 30 steps, by the rows of forwards. All seconds are those of a machine clock, so that a
-machine which is slower for a while is no more burdened then, and has made no less. What bulk_slack
-gives is of requests that the engine remembers: each load has a service of its own, and those 16
-callers, whom it must not remember, ask at bulk priority.
+as such of 30 steps, by the rows of forwards. All seconds are those of a machine clock: a machine
+that is slow for a while gets fewer calls, and is not told to have made less. What bulk_slack gives
+is of requests that the engine remembers: each load has a service of its own, and those 16 callers,
+whom it must not remember, ask at bulk priority.
 
 make .venv/.bench
 python benchmarks/hybrid.py --loads 0.3 0.7
@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from engine_rates import Rates, Sample, rates
-from local_service import NUM_CPUS, LocalService, local_service
+from local_service import LocalService, local_service
 from machine_clock import MachineClock
 from workloads import (
     MEAN_STEPS,
@@ -76,12 +76,14 @@ class Found(NamedTuple):
 def main() -> None:
     options = _parse()
     wanted = calls(4096, MIX, options.size)
-    engine = {"bulk_slack": options.bulk_slack, "compile": options.compile}
+    args: dict[str, Any] = {
+        "engine": {"bulk_slack": options.bulk_slack, "compile": options.compile}
+    }
+    if options.num_cpus:
+        args["num_cpus"] = options.num_cpus
     with MachineClock() as clock:
         for load in options.loads:
-            with local_service(
-                num_generators=options.num_generators, num_cpus=options.num_cpus, engine=engine
-            ) as service:
+            with local_service(num_generators=options.num_generators, **args) as service:
                 bench = Bench(service, options.num_generators, clock)
                 bench.ask_unseen(wanted[:_CALLERS])
                 compare(load, bench, wanted, options)
@@ -171,7 +173,7 @@ class Bench(NamedTuple):
         def sample() -> None:  # again and again, since each answer is of any one of them
             while not over.wait(_BETWEEN_SAMPLES_S) and self.clock.now() < until:
                 name, counters = self.service.engine()
-                samples[name].append(Sample(self.clock.now(), time.perf_counter(), counters))
+                samples[name].append(Sample(*self.clock.moment(), counters))
 
         with ThreadPoolExecutor(1) as pool:
             sampling = pool.submit(sample)
@@ -180,7 +182,7 @@ class Bench(NamedTuple):
             finally:
                 over.set()
             sampling.result()
-        number = len(samples)
+        number = sum(len(each) > 1 for each in samples.values())
         assert number == self.num_generators, f"{number} of {self.num_generators} engines answered"
         ends = [(each[0], each[-1]) for each in samples.values()]
         found.append(rates(ends, _ROWS))
@@ -226,11 +228,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--bulk-slack", type=float, default=0)
     add_compile(parser)
     parser.add_argument("--num-generators", type=int, default=1)
-    parser.add_argument("--num-cpus", type=float, help="of a generator (its part of all)")
+    parser.add_argument(
+        "--num-cpus", type=float, help="of each generator (default: its part of all)"
+    )
     parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
-    options.num_cpus = options.num_cpus or NUM_CPUS / options.num_generators
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from alternatives import Model
+from machine_clock import MachineClock
 from rows import UNTIL_RECORDED, forwards, row_counts, seconds
 from workloads import MEAN_STEPS
 
@@ -45,10 +46,15 @@ class Limits:
     """Processes of this file: one on all cores and, with `each_core`, one for each."""
 
     def __init__(
-        self, arguments: list[str], environment: Mapping[str, str], *, each_core: bool
+        self,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        clock: MachineClock,
+        *,
+        each_core: bool,
     ) -> None:
         self._command = [sys.executable, __file__, *arguments]
-        self._environment = {**environment}
+        self._environment, self._clock = {**environment}, clock
         self._teams = {"": [self._start()]}
         self.rates()  # once it is ready, since it tries numbers of rows before
         if each_core:
@@ -60,11 +66,13 @@ class Limits:
         """Pictures a second of each kind; the processes of a team at once, the teams by turns."""
         found = {}
         for kind, team in self._teams.items():
+            begun = self._clock.moment()
             for process in team:
                 print(file=process.stdin, flush=True)
             answers = [json.loads(process.stdout.readline()) for process in team]  # type: ignore[union-attr]
+            speed = begun.speed_until(self._clock.moment())
             for name in (LIMIT, REPLAYED):
-                found[name + kind] = sum(answer[name] for answer in answers)
+                found[name + kind] = sum(answer[name] for answer in answers) / speed
         return found
 
     def close(self) -> None:

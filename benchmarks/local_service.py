@@ -43,7 +43,7 @@ class LocalService:
     def __init__(self, cluster_cpus: int) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._http = httpx.Client(base_url=self.url)  # a client costs more than what it asks
+        self.http = httpx.Client(base_url=self.url)  # to make one takes longer than to ask
         ray.init(
             address="local",
             num_cpus=cluster_cpus,
@@ -78,7 +78,7 @@ class LocalService:
 
     def engine(self) -> tuple[str, EngineCounters]:
         """The name and counters of one generator's engine: Serve's choice, of the idlest."""
-        answer = self._http.get("/forwards").json()
+        answer = self.http.get("/forwards").json()
         return answer["engine"], _COUNTERS.validate_python(answer["counters"])
 
     def engines(self, number: int) -> dict[str, EngineCounters]:
@@ -124,4 +124,5 @@ def local_service(
             service.deploy(num_generators=num_generators, **args)
             yield service
         finally:
+            service.http.close()
             ray.shutdown()

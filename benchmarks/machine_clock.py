@@ -1,10 +1,9 @@
 """Seconds of a shared machine as if it were always equally fast.
 
-A core of a virtual machine is often half of a core: while somebody else has the other half, for
-seconds or minutes, all work takes up to twice as long, and no operating system says so. What is
-compared within minutes is then compared on two machines. So a piece of work is timed all the while,
-and where it takes twice as long, a second counts as half of one. machine_noise.py shows what that
-brings.
+All work on a core of a virtual machine can take twice as long for seconds or minutes, whatever one
+does oneself, and no operating system says so. What is compared within minutes is then compared on
+two machines. So a piece of work is timed all the while, and where it takes twice as long, a
+second counts as half of one. machine_noise.py shows what that brings.
 """
 
 import os
@@ -12,77 +11,120 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from typing import Self
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Self
 
 import torch
 
 from shared.pipeline import default_dtype
 
-_BETWEEN_S = 0.25  # the work takes less than a hundredth of it
+_BETWEEN_S = 0.4
 _NUM_TRIED = 100
 
 
-class MachineClock:
-    """Goes as long as it is entered, once. `now` is in seconds of the machine at its fastest.
+class Moment(NamedTuple):
+    """By the machine's clock, and by the wall's."""
 
-    As far as that was seen when it was made. Callable from any thread. `work_s` says how many
-    seconds of a core its work takes.
+    at_s: float
+    wall_s: float
+
+    def speed_until(self, later: "Moment") -> float:
+        """Of the machine's fastest, in the mean."""
+        return (later.at_s - self.at_s) / (later.wall_s - self.wall_s)
+
+
+class MachineClock:
+    """`now` is in seconds of the machine at its fastest, as far as that was seen at the beginning.
+
+    So seconds of two clocks are not the same. It looks how fast the machine is as long as it is
+    entered. Callable from any thread. `work_s` says how many seconds of a core its work takes. A
+    GPU's speed is no matter of the cores: where there is one, seconds are the wall's.
     """
 
-    def __init__(self, work_s: Callable[[int], float] | None = None) -> None:
+    def __init__(
+        self,
+        work_s: Callable[[int], float] | None = None,
+        wall_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._work_s = work_s or (_always if torch.cuda.is_available() else _Work().seconds)
+        self._wall_s = wall_s
         self._cpus = sorted(os.sched_getaffinity(0))
-        self._work_s = work_s or _Work().seconds
         self._fastest_s = min(self._work_s(cpu) for cpu in self._cpus * _NUM_TRIED)
-        self._seen_s = time.perf_counter()
-        self._seconds, self._speed = 0.0, self._look()  # then, and since then
-        self._looking = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_looking, daemon=True)
+        self._lock = threading.Lock()
+        self._seen_s, self._seconds, self._speed = wall_s(), 0.0, 1.0
+        self.look()
+        self._over, self._pool = threading.Event(), ThreadPoolExecutor(1)
+        self._looking: Future[None] | None = None
 
     def now(self) -> float:
-        with self._looking:
-            return self._seconds + self._speed * (time.perf_counter() - self._seen_s)
+        """Raises what kept it from looking."""
+        if self._looking is not None and self._looking.done():
+            self._looking.result()
+        with self._lock:
+            return self._seconds + self._speed * (self._wall_s() - self._seen_s)
+
+    def moment(self) -> Moment:
+        return Moment(self.now(), self._wall_s())
+
+    def look(self) -> None:
+        """Each core may have company of its own."""
+        speed = statistics.mean(self._fastest_s / self._work_s(cpu) for cpu in self._cpus)
+        with self._lock:
+            now_s = self._wall_s()
+            self._seconds += self._speed * (now_s - self._seen_s)
+            self._seen_s, self._speed = now_s, speed
 
     def _keep_looking(self) -> None:
         while not self._over.wait(_BETWEEN_S):
-            speed = self._look()
-            with self._looking:
-                now_s = time.perf_counter()
-                self._seconds += self._speed * (now_s - self._seen_s)
-                self._seen_s, self._speed = now_s, speed
-
-    def _look(self) -> float:
-        """Each core may have company of its own."""
-        return statistics.mean(self._fastest_s / self._work_s(cpu) for cpu in self._cpus)
+            self.look()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._looking = self._pool.submit(self._keep_looking)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
+        self._pool.shutdown()
+
+
+def _always(cpu: int) -> float:
+    return 1.0
 
 
 class _Work:
-    """Matrices as a forward has them, and a part of Python: company slows these by its own each.
+    """Products of matrices as in a forward, and a part of Python, by a thread of its own.
 
-    In such parts it is slowed as forwards are.
+    What slows a machine slows either by its own part. In this mixture it slows them as it does
+    forwards.
     """
 
     def __init__(self) -> None:
-        torch.set_num_threads(1)
-        self._matrix = torch.randn(256, 256, dtype=default_dtype(torch.device("cpu")))
+        dtype = default_dtype(torch.device("cpu"))
+        number = torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, "machine-clock", _compute_alone)
+        self._matrix = self._thread.submit(torch.randn, 256, 256, dtype=dtype).result()
+        torch.set_num_threads(number)  # it is the default of threads to come, too
 
     def seconds(self, cpu: int) -> float:
         """Of that core, whoever else of this machine has it in between."""
-        own = os.sched_getaffinity(0)  # of this thread
-        os.sched_setaffinity(0, {cpu})
-        begun, total = time.thread_time(), 0
+        return self._thread.submit(self._seconds, cpu).result()
+
+    def _seconds(self, cpu: int) -> float:
+        os.sched_setaffinity(0, {cpu})  # of this thread
+        self._run()  # a core that has slept, or whose caches hold other things, is slower at first
+        begun = time.thread_time()
+        self._run()
+        return time.thread_time() - begun
+
+    def _run(self) -> None:
         for _ in range(16):
             torch.mm(self._matrix, self._matrix)
+        total = 0
         for i in range(10_000):
             total += i
-        seconds = time.thread_time() - begun
-        os.sched_setaffinity(0, own)
-        return seconds
+
+
+def _compute_alone() -> None:
+    torch.get_num_threads()  # the first question sets this thread's number, and would undo the next
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)

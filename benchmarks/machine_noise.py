@@ -6,10 +6,12 @@ python benchmarks/machine_noise.py --seconds 120
 """
 
 import argparse
+import functools
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -23,53 +25,67 @@ from shared.engine.compiled import compilable
 from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
-_ROWS, _SIDE, _SLICE_S = 16, 16, 5
+_ROWS, _SIDE = 16, 16
+_SLICE_S = 5
 
 
-class Forward(NamedTuple):
-    """Mean seconds by either clock."""
+class Milliseconds(NamedTuple):
+    """Of a forward, by either clock."""
 
-    wall_s: float
-    machine_s: float
-
-
-@torch.no_grad()
-def render(seconds: float) -> list[Forward]:
-    torch.set_num_threads(1)
-    pipeline = load_pipeline(ModelConfig())
-    with rows_kept_apart(pipeline.unet), compilable(pipeline.unet, lambda: False):
-        forward = forwards(pipeline, _SIDE)["unet"]
-        for _ in range(UNTIL_RECORDED):
-            forward(_ROWS)
-        with MachineClock() as clock:
-            return [_slice(lambda: forward(_ROWS), clock) for _ in range(int(seconds / _SLICE_S))]
-
-
-def _slice(forward: Callable[[], object], clock: MachineClock) -> Forward:
-    wall_s, machine_s, number = time.perf_counter(), clock.now(), 0
-    while time.perf_counter() < wall_s + _SLICE_S:
-        forward()
-        number += 1
-    return Forward(
-        (time.perf_counter() - wall_s) / number,
-        (clock.now() - machine_s) / number,
-    )
+    wall: float
+    machine: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120)
     options = parser.parse_args()
-    number = os.cpu_count() or 1
-    with ProcessPoolExecutor(number) as pool:
-        of_cores = [*pool.map(render, [options.seconds] * number)]
-    for name in Forward._fields:
-        found = [
-            1000 * statistics.mean(getattr(each, name) for each in at_once)
-            for at_once in zip(*of_cores, strict=True)
-        ]
-        part = statistics.stdev(found) / statistics.mean(found)
-        print(f"{name}: {min(found):.1f} to {max(found):.1f} ms, +- {part:.0%}")
+    found = [*slices(max(2, int(options.seconds / _SLICE_S)))]
+    for name in Milliseconds._fields:
+        ms = [getattr(each, name) for each in found]
+        part = statistics.stdev(ms) / statistics.mean(ms)
+        print(f"{name}: {min(ms):.1f} to {max(ms):.1f} ms, +- {part:.0%}")
+
+
+def slices(number: int) -> Iterator[Milliseconds]:
+    num_cpus = os.cpu_count() or 1
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_cpus, spawn, prepare) as pool, MachineClock() as clock:
+        for i in range(number + 1):
+            begun = clock.moment()
+            until_s = begun.wall_s + _SLICE_S
+            num_forwards = sum(pool.map(count, [until_s] * num_cpus))
+            ended = clock.moment()
+            if i:  # they load the model in the first
+                ms = 1000 * num_cpus / num_forwards
+                yield Milliseconds(
+                    ms * (ended.wall_s - begun.wall_s), ms * (ended.at_s - begun.at_s)
+                )
+
+
+_forward: Callable[[], object]
+
+
+def prepare() -> None:
+    """In each process."""
+    global _forward
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    pipeline = load_pipeline(ModelConfig())
+    rows_kept_apart(pipeline.unet).__enter__()
+    compilable(pipeline.unet, lambda: False).__enter__()
+    _forward = functools.partial(forwards(pipeline, _SIDE)["unet"], _ROWS)
+    for _ in range(UNTIL_RECORDED):
+        _forward()
+
+
+def count(until_s: float) -> int:
+    """Forwards until then, which is the same moment in all processes."""
+    number = 0
+    while time.perf_counter() < until_s:
+        _forward()
+        number += 1
+    return number
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A forward of n rows takes so long, and so much more for each row, overhead and decodes with it.
 Callers come at random moments and ask for 10 to 50 steps; of bulk requests there are always enough.
 GuestTime is the engine's own, and around it the engine's rules are told again in short. hybrid.py
-measures the same beside all that a service has besides its forwards.
+measures the same with everything else that a service does.
 
 python benchmarks/virtual_hybrid.py --forward-ms 26 --row-ms 3.7
 python benchmarks/virtual_hybrid.py --forward-ms 11 --row-ms 2.6 --capacity-rows 16  # of one core

@@ -32,7 +32,7 @@ MIXES: dict[str, Callable[[random.Random], Call]] = {
 
 # Mean steps of a mix. Rates are told in pictures of so many, since each run has other calls of it.
 MEAN_STEPS = {"equal": 20, "steps": 30, "all": 30, "several": 20}
-# By so much a call may come too late on a clock that goes faster all at once.
+# Of the wall's: by so much a call may come too late on a clock that goes faster all at once.
 _NEAR_S = 0.02
 
 

@@ -1,91 +1,85 @@
 """Seconds of a benchmark on a machine whose speed changes."""
 
-import asyncio
-import time
+import os
 
 import pytest
-from fastapi import FastAPI
+import torch
 
-from benchmarks.engine_rates import Sample, rates
 from benchmarks.machine_clock import MachineClock
-from benchmarks.workloads import Arrival, Client, calls
-from shared.counters import EngineCounters, RequestCounters
-from tests.http_server import serving_app
 
 
 class Machine:
-    """Of which a piece of work takes so long."""
+    """Of which a piece of work takes so long, and by whose wall's clock it is so late."""
 
-    work_s = 1.0
+    def __init__(self) -> None:
+        self.work_s, self.wall_s = 1.0, 100.0
 
-    def seconds(self, cpu: int) -> float:
-        return self.work_s
-
-
-def pace(clock: MachineClock) -> float:
-    """Seconds of `clock` in one of the wall's."""
-    wall_s, seconds = time.perf_counter(), clock.now()
-    time.sleep(0.2)
-    return (clock.now() - seconds) / (time.perf_counter() - wall_s)
+    def clock(self) -> MachineClock:
+        return MachineClock(lambda cpu: self.work_s, lambda: self.wall_s)
 
 
 def test_a_second_of_a_machine_that_takes_twice_as_long_is_half_of_one() -> None:
     machine = Machine()
-    with MachineClock(machine.seconds) as clock:
-        assert pace(clock) == pytest.approx(1, rel=0.1)
-        machine.work_s = 2
-        time.sleep(0.5)  # until it was looked at again
-        assert pace(clock) == pytest.approx(0.5, rel=0.1)
+    clock = machine.clock()
+    machine.wall_s += 10
+    assert clock.now() == 10
+    machine.work_s = 2
+    clock.look()
+    machine.wall_s += 10
+    assert clock.now() == 15
+    machine.work_s = 1
+    clock.look()
+    machine.wall_s += 10
+    assert clock.now() == 25
 
 
-def test_it_never_goes_back() -> None:
+def test_the_speed_of_a_while_is_that_of_all_that_was_seen_in_it() -> None:
     machine = Machine()
-    with MachineClock(machine.seconds) as clock:
-        seen = [clock.now()]
-        while seen[-1] < 1:
-            machine.work_s = 3 - machine.work_s
-            seen.append(clock.now())
-    assert seen == sorted(seen)
+    clock = machine.clock()
+    begun = clock.moment()
+    machine.wall_s += 10
+    machine.work_s = 4
+    clock.look()
+    machine.wall_s += 30
+    assert begun.speed_until(clock.moment()) == 17.5 / 40
 
 
-def test_a_core_says_how_long_its_own_work_takes() -> None:
+def test_cores_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3})
+    machine = Machine()
+    took = {0: 1.0, 3: 1.0}
+    clock = MachineClock(took.__getitem__, lambda: machine.wall_s)
+    took[3] = 2.0
+    clock.look()
+    machine.wall_s += 8
+    assert clock.now() == 6
+
+
+def test_it_looks_as_long_as_it_is_entered_and_what_keeps_it_from_that_is_raised() -> None:
+    machine = Machine()
+    clock = machine.clock()
+
+    def pace() -> float:
+        before = clock.now()
+        machine.wall_s += 1
+        return clock.now() - before
+
+    with clock:
+        machine.work_s = 2
+        while pace() != 0.5:
+            pass
+        machine.work_s = 0
+        with pytest.raises(ZeroDivisionError):
+            _ask_for_ever(clock)
+
+
+def _ask_for_ever(clock: MachineClock) -> None:
+    while True:
+        clock.now()
+
+
+def test_work_leaves_threads_and_cores_of_others_as_they_are() -> None:
+    before = torch.get_num_threads(), os.sched_getaffinity(0)
     with MachineClock() as clock:
-        assert 0 < pace(clock) < 2
-
-
-def test_callers_come_and_are_timed_by_the_clock_that_a_client_has() -> None:
-    app, came = FastAPI(), []
-
-    @app.post("/imagine")
-    async def imagine() -> None:
-        came.append(time.perf_counter())
-        await asyncio.sleep(0.1)
-
-    first, second = calls(2, "equal", 64)
-    with serving_app(app) as url:
-        client = Client(url, mean_steps=20, now=lambda: 10 * time.perf_counter())
-        found = asyncio.run(client.open_loop([Arrival(0, first), Arrival(5, second)]))
-    assert 0.4 < came[1] - came[0] < 4
-    assert all(seconds >= 1 for seconds in found.latencies_s)
-    assert found.pictures_per_s < 2 / 6
-
-
-def test_what_engines_make_is_of_the_machines_seconds_and_their_work_of_the_walls() -> None:
-    """Two engines that do the same for ten seconds, at half of the machine's speed."""
-    first = EngineCounters(forwards_by_requests={1: 5})
-    last = EngineCounters(
-        online=RequestCounters(num_rows=200),
-        bulk=RequestCounters(num_rows=600),
-        busy_s=9,
-        decode_s=1,
-        forwards_by_requests={1: 15, 4: 90},
-    )
-    found = rates([(Sample(0, 0, first), Sample(5, 10, last))] * 2, rows_of_a_picture=40)
-    assert found == (
-        2 * 1.0,  # pictures a second
-        2 * 3.0,
-        0.9,
-        8.0,
-        5.0,
-        0.5,
-    )
+        assert clock.now() >= 0
+    assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before

@@ -1,14 +1,17 @@
 """What benchmarks count: a wrong figure looks like any other."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI, Response
 
+from benchmarks.engine_rates import Rates, Sample, rates
 from benchmarks.workloads import (
     Answer,
+    Arrival,
     Client,
     bursts,
     calls,
@@ -18,6 +21,7 @@ from benchmarks.workloads import (
     quantile,
     trace,
 )
+from shared.counters import EngineCounters, RequestCounters
 from tests.conftest import REPO
 from tests.http_server import serving_app
 
@@ -117,3 +121,50 @@ def test_a_client_asks_for_all_pictures_of_a_call_and_says_which_calls_failed(
         [(0, 2), (100, 2)] if takes_n else [(s, None) for s in (0, 1, 100, 101)]
     )
     assert (len(found.latencies_s), found.num_failed) == (1, 1)
+
+
+def test_callers_come_and_are_timed_by_the_clock_that_their_client_has() -> None:
+    app, came = FastAPI(), []
+
+    @app.post("/imagine")
+    async def imagine() -> None:
+        came.append(time.perf_counter())
+        await asyncio.sleep(0.1)
+
+    (call,) = calls(1, "equal", 64)
+    with serving_app(app) as url:
+        client = Client(url, mean_steps=20, now=lambda: 10 * time.perf_counter())
+        begun = time.perf_counter()
+        found = asyncio.run(client.open_loop([Arrival(0, call), Arrival(5, call)]))
+    assert came[1] - begun >= 0.5
+    assert min(found.latencies_s) >= 1
+    assert found.pictures_per_s <= 2 / 6
+
+
+def test_what_engines_make_is_told_of_the_machines_seconds_and_how_busy_they_are_of_the_walls() -> (
+    None
+):
+    """Two engines of which one was looked at for twice as long, at half of the machine's speed."""
+    first = EngineCounters(forwards_by_requests={1: 5})
+    last = EngineCounters(
+        online=RequestCounters(num_rows=200),
+        bulk=RequestCounters(num_rows=600),
+        busy_s=9,
+        decode_s=1,
+        forwards_by_requests={1: 15, 4: 90},
+    )
+    twice = EngineCounters(
+        online=RequestCounters(num_rows=400),
+        bulk=RequestCounters(num_rows=1200),
+        busy_s=18,
+        decode_s=2,
+        forwards_by_requests={1: 25, 4: 180},
+    )
+    ends = [
+        (Sample(0, 0, first), Sample(5, 10, last)),
+        (Sample(1, 2, first), Sample(11, 22, twice)),
+    ]
+    found = rates(ends, rows_of_a_picture=40)
+    assert found == Rates(
+        online=2 * 1.0, bulk=2 * 3.0, busy=0.9, rows_per_forward=8.0, row_ms=5.0, speed=0.5
+    )
