@@ -19,7 +19,9 @@ dataset is rendered by bulk jobs of these kinds, as far as they have them. Besid
 --bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
 the systems); where a system has something for each core, these are also there with a process for
 each. Where steps differ, pictures a second are of the mean number of steps. Seconds are those of a
-machine clock: a system is no slower for having its turn while others slow the machine down.
+machine clock: a system is no slower for having its turn while others slow the machine down. Jobs,
+scripts and limits tell their own rates, which are divided by the machine's speed from their start
+to their end: jobs and scripts load the model within that.
 """
 
 import argparse
@@ -107,10 +109,11 @@ def main() -> None:
                 found.append(each)
                 print(line(each), flush=True)
                 if options.json:  # nothing is lost where it breaks off
-                    options.json.write_text(json.dumps(_record(options, found), indent=1) + "\n")
+                    record = _record(options, found, begun.speed_until(clock.moment()))
+                    options.json.write_text(json.dumps(record, indent=1) + "\n")
         speed = begun.speed_until(clock.moment())
     print(table(found))
-    print(f"\nSeconds of the machine at its fastest, of which it had {speed:.0%} in the mean.")
+    print(f"\nSeconds of the machine as it was at the start; it had {speed:.0%} of that speed.")
     if options.plot:
         plot(found, options.plot, f"{options.size} px, {MIX_WORDS[options.mix]}")
 
@@ -452,14 +455,15 @@ def _middle(values: Sequence[float | None]) -> str:
     return f"{statistics.median(known):.2f}{spread}"
 
 
-def _record(options: argparse.Namespace, found: Sequence[Found]) -> dict[str, object]:
-    """All that was found, and where."""
+def _record(options: argparse.Namespace, found: Sequence[Found], speed: float) -> dict[str, object]:
+    """All that was found, and where; the machine's speed, in whose seconds it is told."""
     return {
         "machine": f"{torch.cpu.get_capabilities()['cpu_name']}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "options": {
             name: value for name, value in vars(options).items() if name not in ("json", "plot")
         },
+        "speed": speed,
         "found": [asdict(each) for each in found],
     }
 

@@ -182,9 +182,9 @@ class Bench(NamedTuple):
             finally:
                 over.set()
             sampling.result()
-        number = sum(len(each) > 1 for each in samples.values())
+        ends = [(each[0], each[-1]) for each in samples.values() if len(each) > 1]
+        number = len(ends)
         assert number == self.num_generators, f"{number} of {self.num_generators} engines answered"
-        ends = [(each[0], each[-1]) for each in samples.values()]
         found.append(rates(ends, _ROWS))
 
 

@@ -1,9 +1,9 @@
 """Seconds of a shared machine as if it were always equally fast.
 
-All work on a core of a virtual machine can take twice as long for seconds or minutes, whatever one
-does oneself, and no operating system says so. What is compared within minutes is then compared on
-two machines. So a piece of work is timed all the while, and where it takes twice as long, a
-second counts as half of one. machine_noise.py shows what that brings.
+All work on a core of a virtual machine can take twice as long and longer for seconds or minutes,
+whatever one does oneself, and no operating system says so. What is compared within minutes is then
+compared on two machines. So a piece of work is timed all the while, and where it takes twice as
+long, a second counts as half of one. machine_noise.py shows what that brings.
 """
 
 import os
@@ -37,8 +37,9 @@ class MachineClock:
     """`now` is in seconds of the machine at its fastest, as far as that was seen at the beginning.
 
     So seconds of two clocks are not the same. It looks how fast the machine is as long as it is
-    entered. Callable from any thread. `work_s` says how many seconds of a core its work takes. A
-    GPU's speed is no matter of the cores: where there is one, seconds are the wall's.
+    entered, at one core after the other, so that it is for few. Callable from any thread. `work_s`
+    says how many seconds of a core its work takes. A GPU's speed is no matter of the cores: where
+    there is one, seconds are the wall's.
     """
 
     def __init__(
@@ -58,13 +59,14 @@ class MachineClock:
 
     def now(self) -> float:
         """Raises what kept it from looking."""
+        return self.moment().at_s
+
+    def moment(self) -> Moment:
         if self._looking is not None and self._looking.done():
             self._looking.result()
         with self._lock:
-            return self._seconds + self._speed * (self._wall_s() - self._seen_s)
-
-    def moment(self) -> Moment:
-        return Moment(self.now(), self._wall_s())
+            wall_s = self._wall_s()
+            return Moment(self._seconds + self._speed * (wall_s - self._seen_s), wall_s)
 
     def look(self) -> None:
         """Each core may have company of its own."""

@@ -13,6 +13,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
 
 import torch
@@ -50,7 +52,8 @@ def main() -> None:
 def slices(number: int) -> Iterator[Milliseconds]:
     num_cpus = os.cpu_count() or 1
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_cpus, spawn, prepare) as pool, MachineClock() as clock:
+    ready = (spawn.Barrier(num_cpus),)
+    with ProcessPoolExecutor(num_cpus, spawn, prepare, ready) as pool, MachineClock() as clock:
         for i in range(number + 1):
             begun = clock.moment()
             until_s = begun.wall_s + _SLICE_S
@@ -63,20 +66,22 @@ def slices(number: int) -> Iterator[Milliseconds]:
                 )
 
 
+_as_in_the_engine = ExitStack()
 _forward: Callable[[], object]
 
 
-def prepare() -> None:
+def prepare(all_are_ready: Barrier) -> None:
     """In each process."""
     global _forward
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     pipeline = load_pipeline(ModelConfig())
-    rows_kept_apart(pipeline.unet).__enter__()
-    compilable(pipeline.unet, lambda: False).__enter__()
+    _as_in_the_engine.enter_context(rows_kept_apart(pipeline.unet))
+    _as_in_the_engine.enter_context(compilable(pipeline.unet, lambda: False))
     _forward = functools.partial(forwards(pipeline, _SIDE)["unet"], _ROWS)
     for _ in range(UNTIL_RECORDED):
         _forward()
+    all_are_ready.wait()
 
 
 def count(until_s: float) -> int:

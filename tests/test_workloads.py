@@ -136,7 +136,7 @@ def test_callers_come_and_are_timed_by_the_clock_that_their_client_has() -> None
         client = Client(url, mean_steps=20, now=lambda: 10 * time.perf_counter())
         begun = time.perf_counter()
         found = asyncio.run(client.open_loop([Arrival(0, call), Arrival(5, call)]))
-    assert came[1] - begun >= 0.5
+    assert 0.5 <= came[1] - begun < 4
     assert min(found.latencies_s) >= 1
     assert found.pictures_per_s <= 2 / 6
 
