@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 
 import torch
 
+from shared.engine.each_core import compute_alone
 from shared.pipeline import default_dtype
 
 _BETWEEN_S = 0.4
@@ -103,7 +104,7 @@ class _Work:
     def __init__(self) -> None:
         dtype = default_dtype(torch.device("cpu"))
         number = torch.get_num_threads()
-        self._thread = ThreadPoolExecutor(1, "machine-clock", _compute_alone)
+        self._thread = ThreadPoolExecutor(1, "machine-clock", compute_alone)
         self._matrix = self._thread.submit(torch.randn, 256, 256, dtype=dtype).result()
         torch.set_num_threads(number)  # it is the default of threads to come, too
 
@@ -124,9 +125,3 @@ class _Work:
         total = 0
         for i in range(10_000):
             total += i
-
-
-def _compute_alone() -> None:
-    torch.get_num_threads()  # the first question sets this thread's number, and would undo the next
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)

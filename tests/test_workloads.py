@@ -146,23 +146,19 @@ def test_what_engines_make_is_told_of_the_machines_seconds_and_how_busy_they_are
 ):
     """Two engines of which one was looked at for twice as long, at half of the machine's speed."""
     first = EngineCounters(forwards_by_requests={1: 5})
-    last = EngineCounters(
-        online=RequestCounters(num_rows=200),
-        bulk=RequestCounters(num_rows=600),
-        busy_s=9,
-        decode_s=1,
-        forwards_by_requests={1: 15, 4: 90},
-    )
-    twice = EngineCounters(
-        online=RequestCounters(num_rows=400),
-        bulk=RequestCounters(num_rows=1200),
-        busy_s=18,
-        decode_s=2,
-        forwards_by_requests={1: 25, 4: 180},
-    )
+
+    def after(wall_s: int) -> EngineCounters:
+        return EngineCounters(
+            online=RequestCounters(num_rows=20 * wall_s),
+            bulk=RequestCounters(num_rows=60 * wall_s),
+            busy_s=0.9 * wall_s,
+            decode_s=0.1 * wall_s,
+            forwards_by_requests={1: 5 + wall_s, 4: 9 * wall_s},
+        )
+
     ends = [
-        (Sample(0, 0, first), Sample(5, 10, last)),
-        (Sample(1, 2, first), Sample(11, 22, twice)),
+        (Sample(0, 0, first), Sample(5, 10, after(10))),
+        (Sample(1, 2, first), Sample(11, 22, after(20))),
     ]
     found = rates(ends, rows_of_a_picture=40)
     assert found == Rates(

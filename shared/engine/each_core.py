@@ -28,7 +28,7 @@ class EachCore:
 
     def __init__(self) -> None:
         self.num = torch.get_num_threads()
-        self._threads = [ThreadPoolExecutor(1, "core", _compute_alone) for _ in range(self.num)]
+        self._threads = [ThreadPoolExecutor(1, "core", compute_alone) for _ in range(self.num)]
         for thread in self._threads:
             thread.submit(int).result()
         torch.set_num_threads(self.num)  # it is the default of threads to come, too
@@ -78,7 +78,8 @@ class Faster:
         return self._whole if parts_s > _MUCH_LONGER * whole_s else self._parts
 
 
-def _compute_alone() -> None:
+def compute_alone() -> None:
+    """For a thread that begins; torch's default of threads to come has to be set again after it."""
     torch.get_num_threads()  # the first question sets this thread's number, and would undo the next
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)  # for this thread
