@@ -19,6 +19,7 @@ import ray
 from ray import serve
 
 from serving.app import ServiceArgs, build_app, same_names
+from serving.auth import tokens_from_environment
 from shared.arguments import (
     add_adapter,
     add_byte_identical,
@@ -63,6 +64,10 @@ def _find_problem(
         if error.errno == errno.EADDRINUSE:
             return f"Port {options.port} is taken. Choose another, as in: make serve PORT=8001"
         return f"Cannot serve on {options.host}, port {options.port}: {error}"
+    try:
+        tokens_from_environment(os.environ)
+    except ValueError as error:
+        return str(error)
     for name in same_names(models):
         return f"Several models are named {name!r}: the last parts of their folders have to differ"
     if address == "local":  # on a cluster the model need not be on this machine

@@ -18,12 +18,15 @@ def token_hash(token: str) -> str:
 def tokens_from_environment(environment: Mapping[str, str]) -> list[str]:
     """The words of API_TOKEN, and those of the file that API_TOKEN_FILE names; often none.
 
-    Raises OSError where the file cannot be read and ValueError where it is empty: no service shall
-    be open by mistake.
+    Raises ValueError where the file cannot be read or is empty: no service shall be open by
+    mistake.
     """
     tokens = environment.get("API_TOKEN", "").split()
     if file := environment.get("API_TOKEN_FILE"):
-        from_file = Path(file).read_text().split()
+        try:
+            from_file = Path(file).read_text().split()
+        except OSError as error:
+            raise ValueError(f"API_TOKEN_FILE: cannot read {file}: {error.strerror}") from error
         if not from_file:
             raise ValueError(f"API_TOKEN_FILE: there is no token in {file}")
         tokens += from_file

@@ -235,6 +235,15 @@ def test_what_cannot_be_served_is_one_line(
     assert capsys.readouterr().out == f"{line}\n"
 
 
+def test_tokens_that_cannot_be_read_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("API_TOKEN_FILE", "/no/tokens")
+    assert serving.__main__.main([f"--port={free_port()}"]) == 1
+    line = "API_TOKEN_FILE: cannot read /no/tokens: No such file or directory"
+    assert capsys.readouterr().out == f"{line}\n"
+
+
 @pytest.mark.parametrize("module", ["serving", "jobs.render"])
 def test_a_cluster_that_is_not_there_is_one_line(module: str, tmp_path: Path) -> None:
     port = [f"--port={free_port()}"]
