@@ -5,15 +5,16 @@ python benchmarks/bare.py --size 128 --mix steps
 pipe       `pipe()` in a loop, a call after the other
 pipe-list  `pipe([...])` of as many equal calls as there are, up to 16
 
-compare.py runs it beside the services. Prints JSON: pictures a second, and the seconds of each call
-of the loop; and of datasets of so many `--rows`, pictures a second by lists.
+compare.py runs it beside the services. Prints JSON: the pictures, and when each call of `pipe()`
+began and ended; and the same of datasets of so many `--rows`, by lists.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from alternatives import MAX_BATCH, Model, Wanted
 from workloads import MEAN_STEPS, MIXES, Call, calls, num_pictures
@@ -23,42 +24,49 @@ from shared.cpu_workers import CPU_WORKER, restart_with
 SQUARE_MIXES = [mix for mix in MIXES if mix != "all"]
 
 
+class Ran(NamedTuple):
+    """So many pictures of the mean number of steps, by calls of `pipe()` from then until then."""
+
+    num_pictures: float
+    calls_s: Sequence[tuple[float, float]]
+
+    def latencies_s(self, at: Callable[[float], float]) -> list[float]:
+        """By the clock that says `at` at a moment of the wall's."""
+        return [at(ended_s) - at(begun_s) for begun_s, ended_s in self.calls_s]
+
+    def pictures_per_s(self, at: Callable[[float], float]) -> float:
+        return self.num_pictures / sum(self.latencies_s(at))
+
+
 def main() -> None:
     options = _parse()
     model = Model()
-    mean_steps = MEAN_STEPS[options.mix]
     asked = calls(options.calls, options.mix, options.size, seed=1)
-    pictures = sum(num_pictures(call, mean_steps) for call in asked)
-    wanted = [Wanted(**call) for call in asked]
-    model.one(wanted[0])
-    latencies = [_seconds(model, [each]) for each in wanted]
-    rows = {
-        number: lists_rate(model, calls(number, options.mix, options.size, seed=1), mean_steps)
-        for number in options.rows
-    }
+    model.one(Wanted(**asked[0]))
     found = {
-        "pipe": (pictures / sum(latencies), latencies),
-        "pipe-list": (lists_rate(model, asked, mean_steps), []),
-        "rows": rows,
+        "pipe": run(model, asked, options.mix, max_batch=1),
+        "pipe-list": run(model, asked, options.mix, MAX_BATCH),
+        "rows": {
+            number: run(
+                model, calls(number, options.mix, options.size, seed=1), options.mix, MAX_BATCH
+            )
+            for number in options.rows
+        },
     }
     print(json.dumps(found))
 
 
-def lists_rate(model: Model, asked: Sequence[Call], mean_steps: int) -> float:
-    """Pictures a second of all calls, sorted by what has to be equal."""
+def run(model: Model, asked: Sequence[Call], mix: str, max_batch: int) -> Ran:
+    """All calls, sorted by what has to be equal in a batch."""
     in_order = sorted((Wanted(**call) for call in asked), key=Wanted.alike)
-    seconds = 0.0
+    calls_s = []
     for _, group in itertools.groupby(in_order, key=Wanted.alike):
         equal = list(group)
-        for start in range(0, len(equal), MAX_BATCH):
-            seconds += _seconds(model, equal[start : start + MAX_BATCH])
-    return sum(num_pictures(call, mean_steps) for call in asked) / seconds
-
-
-def _seconds(model: Model, batch: Sequence[Wanted]) -> float:
-    begun = time.perf_counter()
-    model.many(batch)
-    return time.perf_counter() - begun
+        for start in range(0, len(equal), max_batch):
+            begun_s = time.time()
+            model.many(equal[start : start + max_batch])
+            calls_s.append((begun_s, time.time()))
+    return Ran(sum(num_pictures(call, MEAN_STEPS[mix]) for call in asked), calls_s)
 
 
 def _parse() -> argparse.Namespace:

@@ -6,11 +6,13 @@ python benchmarks/bulk_throughput.py --engines 2 -- --concurrency 2 --num-cpus 1
 
 The same requests, by turns: `python -m jobs.render` in its steady state (between a tenth and nine
 tenths of its pictures), and an engine in a process of its own that has all of them at once, on all
-cores; or several such, that share the cores. What stands behind `--` is given to the job.
+cores; or several such, that share the cores. What stands behind `--` is given to the job. Seconds
+are those of a machine clock.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import subprocess
@@ -19,9 +21,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine_clock import MachineClock
 
 from batch.output_folder import OutputFolder
 from batch.plan import read_plan, shard_file
@@ -32,19 +36,30 @@ STEADY = (0.1, 0.9)
 _MEAN_STEPS = 20
 
 
+class Finished(NamedTuple):
+    """A picture of so many steps, at that moment."""
+
+    wall_s: float
+    steps: int
+
+
 def main() -> None:
     options = _parse()
     if options.engine_of:
-        print(asyncio.run(engine_rate(options.engine_of)))
+        print(json.dumps(asyncio.run(finished_by_engine(options.engine_of))))
         return
     ratios = []
-    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
+    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name, MachineClock() as clock:
         folder = Path(name)
         write_prompts(folder / "prompts.parquet", options)
         for number in range(options.rounds):
             output = folder / f"out-{number}"
-            job = job_rate(folder, output, options.job_arguments, _MEAN_STEPS)
-            engine = rate_of_engines(output, options.engines)
+            by_job = finished_by_job(folder, output, options.job_arguments)
+            job = steady_rate(by_job, _MEAN_STEPS, clock)
+            engine = sum(
+                steady_rate(finished, _MEAN_STEPS, clock)
+                for finished in finished_by_engines(output, options.engines)
+            )
             ratios.append(job / engine)
             print(
                 f"job {job:.2f} pictures/s, engine {engine:.2f}, ratio {ratios[-1]:.3f}", flush=True
@@ -52,8 +67,8 @@ def main() -> None:
     print(f"ratio: {statistics.median(ratios):.3f} (median of {len(ratios)})")
 
 
-def job_rate(folder: Path, output: Path, arguments: Sequence[str], mean_steps: int) -> float:
-    """Of a job that renders `folder`/prompts.parquet into `output`."""
+def finished_by_job(folder: Path, output: Path, arguments: Sequence[str]) -> list[Finished]:
+    """By one that renders `folder`/prompts.parquet into `output`."""
     command = [sys.executable, "-m", "jobs.render", "--input", str(folder / "prompts.parquet")]
     command += arguments
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
@@ -62,12 +77,11 @@ def job_rate(folder: Path, output: Path, arguments: Sequence[str], mean_steps: i
     )
     tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
     rows = pa.concat_tables(tables).select(["finished_at", "num_inference_steps"]).to_pylist()
-    finished = [(row["finished_at"].timestamp(), row["num_inference_steps"]) for row in rows]
-    return steady_rate(finished, mean_steps)
+    return [Finished(row["finished_at"].timestamp(), row["num_inference_steps"]) for row in rows]
 
 
-def rate_of_engines(output: Path, number: int) -> float:
-    """Of all together; each renders all the pictures."""
+def finished_by_engines(output: Path, number: int) -> list[list[Finished]]:
+    """By so many at once, each of which renders all the pictures."""
     threads = {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // number)}
     engines = [
         subprocess.Popen(
@@ -79,11 +93,12 @@ def rate_of_engines(output: Path, number: int) -> float:
         )
         for _ in range(number)
     ]
-    return sum(float(engine.communicate()[0].splitlines()[-1]) for engine in engines)
+    printed = [json.loads(engine.communicate()[0].splitlines()[-1]) for engine in engines]
+    return [[Finished(*each) for each in finished] for finished in printed]
 
 
-async def engine_rate(folder: Path) -> float:
-    """Of the pictures that are planned in `folder`, rendered but not kept."""
+async def finished_by_engine(folder: Path) -> list[Finished]:
+    """The pictures that are planned in `folder`, rendered but not kept."""
     from shared.config import EngineConfig, ModelConfig
     from shared.renderer import Renderer
 
@@ -92,27 +107,25 @@ async def engine_rate(folder: Path) -> float:
     assert plan is not None
     tables = output.read_tables([*map(shard_file, plan.shards)])
     images = [each for table in tables for each in planned_images(table)]
-    finished: list[tuple[float, int]] = []
+    finished: list[Finished] = []
     engine = EngineConfig(max_queued=len(images))
     with Renderer(ModelConfig(), engine) as renderer:
 
         async def render(number: int) -> None:
             await renderer.render(images[number].request)
-            finished.append((time.time(), images[number].request.num_inference_steps))
+            finished.append(Finished(time.time(), images[number].request.num_inference_steps))
 
         await asyncio.gather(*map(render, range(len(images))))
-    return steady_rate(finished, _MEAN_STEPS)
+    return finished
 
 
-def steady_rate(finished: Sequence[tuple[float, int]], mean_steps: int) -> float:
-    """Pictures of so many steps a second, of when each was finished and its steps.
-
-    Without the start and the end.
-    """
+def steady_rate(finished: Sequence[Finished], mean_steps: int, clock: MachineClock) -> float:
+    """Pictures of so many steps a second, without the start and the end."""
     finished = sorted(finished)
     first, last = (int(part * (len(finished) - 1)) for part in STEADY)
-    steps = sum(steps for _, steps in finished[first + 1 : last + 1])
-    return steps / mean_steps / (finished[last][0] - finished[first][0])
+    steps = sum(each.steps for each in finished[first + 1 : last + 1])
+    seconds = clock.at(finished[last].wall_s) - clock.at(finished[first].wall_s)
+    return steps / mean_steps / seconds
 
 
 def write_prompts(file: Path, options: argparse.Namespace) -> None:

@@ -19,9 +19,7 @@ dataset is rendered by bulk jobs of these kinds, as far as they have them. Besid
 --bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
 the systems); where a system has something for each core, these are also there with a process for
 each. Where steps differ, pictures a second are of the mean number of steps. Seconds are those of a
-machine clock: a system is no slower for having its turn while others slow the machine down. Jobs,
-scripts and limits tell their own rates, which are divided by the machine's speed from their start
-to their end: jobs and scripts load the model within that.
+machine clock: a system is no slower for having its turn while others slow the machine down.
 """
 
 import argparse
@@ -47,8 +45,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from alternatives import ALTERNATIVES, BACKENDS
-from bare import SQUARE_MIXES
-from bulk_throughput import job_rate
+from bare import SQUARE_MIXES, Ran
+from bulk_throughput import finished_by_job, steady_rate
 from limit import LIMIT, Limits
 from local_service import local_service
 from machine_clock import MachineClock
@@ -103,15 +101,15 @@ def main() -> None:
     options = _parse()
     found: list[Found] = []
     with MachineClock() as clock, limits(options, clock) as measure:
-        begun = clock.moment()
+        begun_s = time.time()
         for number in range(options.rounds):
             for each in one_round(options, number, measure, clock):
                 found.append(each)
                 print(line(each), flush=True)
                 if options.json:  # nothing is lost where it breaks off
-                    record = _record(options, found, begun.speed_until(clock.moment()))
+                    record = _record(options, found, clock.speed(begun_s, time.time()))
                     options.json.write_text(json.dumps(record, indent=1) + "\n")
-        speed = begun.speed_until(clock.moment())
+        speed = clock.speed(begun_s, time.time())
     print(table(found))
     print(f"\nSeconds of the machine as it was at the start; it had {speed:.0%} of that speed.")
     if options.plot:
@@ -179,9 +177,7 @@ def systems(options: argparse.Namespace, number: int, clock: MachineClock) -> It
     ours = [OURS, *(each for each in options.systems if each.startswith(f"{OURS}/"))]
     ours = [each for each in ours if not each.endswith(NOT_RECORDED)]  # jobs have no such option
     for system, load in itertools.product(ours, datasets):
-        begun = clock.moment()
-        rate = bulk_rate(load, system.partition("/")[2], options)
-        rate /= begun.speed_until(clock.moment())
+        rate = bulk_rate(load, system.partition("/")[2], options, clock)
         yield [Found(system.replace(OURS, BULK), load, number, rate, None, None, 0)]
     if options.bare:
         yield bare(options, number, clock)
@@ -204,7 +200,7 @@ def num_rows(load: str) -> int:
     return int(load.removeprefix("dataset-"))
 
 
-def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
+def bulk_rate(load: str, kind: str, options: argparse.Namespace, clock: MachineClock) -> float:
     arguments = [f"--model={options.model}", f"--dtype={options.dtype}"]
     if kind == EACH_CORE:
         arguments += ["--num-cpus=1", f"--concurrency={os.cpu_count() or 1}"]
@@ -215,7 +211,8 @@ def bulk_rate(load: str, kind: str, options: argparse.Namespace) -> float:
         folder = Path(name)
         named = [{"num_images_per_prompt": row.pop("n", 1)} | row for row in rows]
         pq.write_table(pa.Table.from_pylist(named), folder / "prompts.parquet")
-        return job_rate(folder, folder / "out", arguments, MEAN_STEPS[options.mix])
+        finished = finished_by_job(folder, folder / "out", arguments)
+        return steady_rate(finished, MEAN_STEPS[options.mix], clock)
 
 
 def bare(options: argparse.Namespace, number: int, clock: MachineClock) -> list[Found]:
@@ -246,7 +243,6 @@ def _bare(
     environment = os.environ | _model_environment(options)
     if workers > 1:
         environment["OMP_NUM_THREADS"] = "1"
-    begun = clock.moment()
     scripts = [
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(workers)
@@ -259,16 +255,16 @@ def _bare(
     if any(script.returncode for script in scripts):
         raise SystemExit("bare.py failed")
     results = [json.loads(each) for each in printed]
-    speed = begun.speed_until(clock.moment())
     found = []
     for name, load in itertools.product(("pipe", "pipe-list"), loads):
         is_list = name == "pipe-list" and is_dataset(load)
-        rates = [
-            each["rows"][str(num_rows(load))] if is_list else each[name][0] for each in results
+        ran = [
+            Ran(*(each["rows"][str(num_rows(load))] if is_list else each[name])) for each in results
         ]
-        delays = results[0][name][1] if load == "closed-1" else []
-        delays = [speed * delay for delay in delays]
-        found.append(Found(name + kind, load, number, sum(rates) / speed, *_quantiles(delays), 0))
+        rate = sum(each.pictures_per_s(clock.at) for each in ran)
+        is_alone = (name, load) == ("pipe", "closed-1")
+        delays = ran[0].latencies_s(clock.at) if is_alone else []
+        found.append(Found(name + kind, load, number, rate, *_quantiles(delays), 0))
     return found
 
 

@@ -66,11 +66,11 @@ class Limits:
         """Pictures a second of each kind; the processes of a team at once, the teams by turns."""
         found = {}
         for kind, team in self._teams.items():
-            begun = self._clock.moment()
+            begun_s = time.time()
             for process in team:
                 print(file=process.stdin, flush=True)
             answers = [json.loads(process.stdout.readline()) for process in team]  # type: ignore[union-attr]
-            speed = begun.speed_until(self._clock.moment())
+            speed = self._clock.speed(begun_s, time.time())
             for name in (LIMIT, REPLAYED):
                 found[name + kind] = sum(answer[name] for answer in answers) / speed
         return found

@@ -10,6 +10,7 @@ import os
 import statistics
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Self
@@ -23,59 +24,58 @@ _BETWEEN_S = 0.4
 _NUM_TRIED = 100
 
 
-class Moment(NamedTuple):
-    """By the machine's clock, and by the wall's."""
+class _Look(NamedTuple):
+    """What both clocks said, and how fast the machine was, of its fastest."""
 
-    at_s: float
     wall_s: float
-
-    def speed_until(self, later: "Moment") -> float:
-        """Of the machine's fastest, in the mean."""
-        return (later.at_s - self.at_s) / (later.wall_s - self.wall_s)
+    at_s: float
+    speed: float
 
 
 class MachineClock:
     """`now` is in seconds of the machine at its fastest, as far as that was seen at the beginning.
 
     So seconds of two clocks are not the same. It looks how fast the machine is as long as it is
-    entered, at one core after the other, so that it is for few. Callable from any thread. `work_s`
-    says how many seconds of a core its work takes. A GPU's speed is no matter of the cores: where
-    there is one, seconds are the wall's.
+    entered, at one core after the other, so that it is for few, and remembers all it saw: moments
+    that other processes tell by `time.time` can be asked for later. Callable from any thread.
+    `work_s` says how many seconds of a core its work takes. A GPU's speed is no matter of the
+    cores: where there is one, seconds are the wall's.
     """
 
     def __init__(
         self,
         work_s: Callable[[int], float] | None = None,
-        wall_s: Callable[[], float] = time.perf_counter,
+        wall_s: Callable[[], float] = time.time,
     ) -> None:
         self._work_s = work_s or (_always if torch.cuda.is_available() else _Work().seconds)
         self._wall_s = wall_s
         self._cpus = sorted(os.sched_getaffinity(0))
         self._fastest_s = min(self._work_s(cpu) for cpu in self._cpus * _NUM_TRIED)
-        self._lock = threading.Lock()
-        self._seen_s, self._seconds, self._speed = wall_s(), 0.0, 1.0
-        self.look()
         self._over, self._pool = threading.Event(), ThreadPoolExecutor(1)
         self._looking: Future[None] | None = None
+        self._looks = [_Look(wall_s(), 0.0, 1.0)]
+        self.look()
 
     def now(self) -> float:
-        """Raises what kept it from looking."""
-        return self.moment().at_s
+        return self.at(self._wall_s())
 
-    def moment(self) -> Moment:
+    def at(self, wall_s: float) -> float:
+        """What it said, or says. Raises what kept it from looking."""
         if self._looking is not None and self._looking.done():
             self._looking.result()
-        with self._lock:
-            wall_s = self._wall_s()
-            return Moment(self._seconds + self._speed * (wall_s - self._seen_s), wall_s)
+        before = bisect_right(self._looks, wall_s, key=lambda look: look.wall_s)
+        last = self._looks[max(before - 1, 0)]
+        return last.at_s + last.speed * (wall_s - last.wall_s)
+
+    def speed(self, begun_s: float, ended_s: float) -> float:
+        """In the mean of that while of the wall's clock, of the machine's fastest."""
+        return (self.at(ended_s) - self.at(begun_s)) / (ended_s - begun_s)
 
     def look(self) -> None:
         """Each core may have company of its own."""
         speed = statistics.mean(self._fastest_s / self._work_s(cpu) for cpu in self._cpus)
-        with self._lock:
-            now_s = self._wall_s()
-            self._seconds += self._speed * (now_s - self._seen_s)
-            self._seen_s, self._speed = now_s, speed
+        now_s = self._wall_s()
+        self._looks.append(_Look(now_s, self.at(now_s), speed))
 
     def _keep_looking(self) -> None:
         while not self._over.wait(_BETWEEN_S):

@@ -37,12 +37,22 @@ def test_a_second_of_a_machine_that_takes_twice_as_long_is_half_of_one() -> None
 def test_the_speed_of_a_while_is_that_of_all_that_was_seen_in_it() -> None:
     machine = Machine()
     clock = machine.clock()
-    begun = clock.moment()
     machine.wall_s += 10
     machine.work_s = 4
     clock.look()
     machine.wall_s += 30
-    assert begun.speed_until(clock.moment()) == 17.5 / 40
+    assert clock.speed(100, 140) == 17.5 / 40
+
+
+def test_what_it_said_at_a_moment_it_still_says_later() -> None:
+    machine = Machine()
+    clock = machine.clock()
+    machine.wall_s += 10
+    machine.work_s = 4
+    clock.look()
+    machine.wall_s += 30
+    clock.look()
+    assert [clock.at(100 + seconds) for seconds in (0, 4, 10, 14, 40)] == [0, 4, 10, 11, 17.5]
 
 
 def test_cores_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
