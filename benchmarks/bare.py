@@ -2,7 +2,7 @@
 
 python benchmarks/bare.py --size 128 --mix steps
 
-pipe       `pipe()` in a loop, a call after the other
+pipe       `pipe()` in a loop, a call after the other, those of few steps first
 pipe-list  `pipe([...])` of as many equal calls as there are, up to 16
 
 compare.py runs it beside the services. Prints JSON: the pictures, and when each call of `pipe()`
@@ -13,10 +13,11 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from alternatives import MAX_BATCH, Model, Wanted
+from machine_clock import MachineClock
 from workloads import MEAN_STEPS, MIXES, Call, calls, num_pictures
 
 from shared.cpu_workers import CPU_WORKER, restart_with
@@ -25,17 +26,16 @@ SQUARE_MIXES = [mix for mix in MIXES if mix != "all"]
 
 
 class Ran(NamedTuple):
-    """So many pictures of the mean number of steps, by calls of `pipe()` from then until then."""
+    """So many pictures of the mean number of steps, by calls that began and ended then."""
 
     num_pictures: float
-    calls_s: Sequence[tuple[float, float]]
+    spans: Sequence[tuple[float, float]]
 
-    def latencies_s(self, at: Callable[[float], float]) -> list[float]:
-        """By the clock that says `at` at a moment of the wall's."""
-        return [at(ended_s) - at(begun_s) for begun_s, ended_s in self.calls_s]
+    def latencies_s(self, clock: MachineClock) -> list[float]:
+        return [clock.at(ended_s) - clock.at(begun_s) for begun_s, ended_s in self.spans]
 
-    def pictures_per_s(self, at: Callable[[float], float]) -> float:
-        return self.num_pictures / sum(self.latencies_s(at))
+    def pictures_per_s(self, clock: MachineClock) -> float:
+        return self.num_pictures / sum(self.latencies_s(clock))
 
 
 def main() -> None:
@@ -59,14 +59,14 @@ def main() -> None:
 def run(model: Model, asked: Sequence[Call], mix: str, max_batch: int) -> Ran:
     """All calls, sorted by what has to be equal in a batch."""
     in_order = sorted((Wanted(**call) for call in asked), key=Wanted.alike)
-    calls_s = []
+    spans = []
     for _, group in itertools.groupby(in_order, key=Wanted.alike):
         equal = list(group)
         for start in range(0, len(equal), max_batch):
-            begun_s = time.time()
+            begun_s = time.perf_counter()
             model.many(equal[start : start + max_batch])
-            calls_s.append((begun_s, time.time()))
-    return Ran(sum(num_pictures(call, MEAN_STEPS[mix]) for call in asked), calls_s)
+            spans.append((begun_s, time.perf_counter()))
+    return Ran(sum(num_pictures(call, MEAN_STEPS[mix]) for call in asked), spans)
 
 
 def _parse() -> argparse.Namespace:

@@ -37,7 +37,7 @@ _MEAN_STEPS = 20
 
 
 class Finished(NamedTuple):
-    """A picture of so many steps, at that moment."""
+    """A picture of so many steps, at that moment of `perf_counter`."""
 
     wall_s: float
     steps: int
@@ -77,7 +77,11 @@ def finished_by_job(folder: Path, output: Path, arguments: Sequence[str]) -> lis
     )
     tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
     rows = pa.concat_tables(tables).select(["finished_at", "num_inference_steps"]).to_pylist()
-    return [Finished(row["finished_at"].timestamp(), row["num_inference_steps"]) for row in rows]
+    offset_s = time.perf_counter() - time.time()
+    return [
+        Finished(offset_s + row["finished_at"].timestamp(), row["num_inference_steps"])
+        for row in rows
+    ]
 
 
 def finished_by_engines(output: Path, number: int) -> list[list[Finished]]:
@@ -113,7 +117,9 @@ async def finished_by_engine(folder: Path) -> list[Finished]:
 
         async def render(number: int) -> None:
             await renderer.render(images[number].request)
-            finished.append(Finished(time.time(), images[number].request.num_inference_steps))
+            finished.append(
+                Finished(time.perf_counter(), images[number].request.num_inference_steps)
+            )
 
         await asyncio.gather(*map(render, range(len(images))))
     return finished

@@ -101,15 +101,15 @@ def main() -> None:
     options = _parse()
     found: list[Found] = []
     with MachineClock() as clock, limits(options, clock) as measure:
-        begun_s = time.time()
+        begun_s = time.perf_counter()
         for number in range(options.rounds):
             for each in one_round(options, number, measure, clock):
                 found.append(each)
                 print(line(each), flush=True)
                 if options.json:  # nothing is lost where it breaks off
-                    record = _record(options, found, clock.speed(begun_s, time.time()))
+                    record = _record(options, found, clock.speed(begun_s, time.perf_counter()))
                     options.json.write_text(json.dumps(record, indent=1) + "\n")
-        speed = clock.speed(begun_s, time.time())
+        speed = clock.speed(begun_s, time.perf_counter())
     print(table(found))
     print(f"\nSeconds of the machine as it was at the start; it had {speed:.0%} of that speed.")
     if options.plot:
@@ -261,9 +261,9 @@ def _bare(
         ran = [
             Ran(*(each["rows"][str(num_rows(load))] if is_list else each[name])) for each in results
         ]
-        rate = sum(each.pictures_per_s(clock.at) for each in ran)
+        rate = sum(each.pictures_per_s(clock) for each in ran)
         is_alone = (name, load) == ("pipe", "closed-1")
-        delays = ran[0].latencies_s(clock.at) if is_alone else []
+        delays = ran[0].latencies_s(clock) if is_alone else []
         found.append(Found(name + kind, load, number, rate, *_quantiles(delays), 0))
     return found
 

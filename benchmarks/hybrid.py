@@ -173,7 +173,7 @@ class Bench(NamedTuple):
         def sample() -> None:  # again and again, since each answer is of any one of them
             while not over.wait(_BETWEEN_SAMPLES_S) and self.clock.now() < until:
                 name, counters = self.service.engine()
-                wall_s = time.time()
+                wall_s = time.perf_counter()
                 samples[name].append(Sample(self.clock.at(wall_s), wall_s, counters))
 
         with ThreadPoolExecutor(1) as pool:

@@ -66,11 +66,11 @@ class Limits:
         """Pictures a second of each kind; the processes of a team at once, the teams by turns."""
         found = {}
         for kind, team in self._teams.items():
-            begun_s = time.time()
+            begun_s = time.perf_counter()
             for process in team:
                 print(file=process.stdin, flush=True)
             answers = [json.loads(process.stdout.readline()) for process in team]  # type: ignore[union-attr]
-            speed = self._clock.speed(begun_s, time.time())
+            speed = self._clock.speed(begun_s, time.perf_counter())
             for name in (LIMIT, REPLAYED):
                 found[name + kind] = sum(answer[name] for answer in answers) / speed
         return found

@@ -37,15 +37,15 @@ class MachineClock:
 
     So seconds of two clocks are not the same. It looks how fast the machine is as long as it is
     entered, at one core after the other, so that it is for few, and remembers all it saw: moments
-    that other processes tell by `time.time` can be asked for later. Callable from any thread.
-    `work_s` says how many seconds of a core its work takes. A GPU's speed is no matter of the
-    cores: where there is one, seconds are the wall's.
+    that other processes tell by their `perf_counter` can be asked for later. Callable from any
+    thread. `work_s` says how many seconds of a core its work takes. A GPU's speed is no matter of
+    the cores: where there is one, seconds are the wall's.
     """
 
     def __init__(
         self,
         work_s: Callable[[int], float] | None = None,
-        wall_s: Callable[[], float] = time.time,
+        wall_s: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._work_s = work_s or (_always if torch.cuda.is_available() else _Work().seconds)
         self._wall_s = wall_s
@@ -60,7 +60,7 @@ class MachineClock:
         return self.at(self._wall_s())
 
     def at(self, wall_s: float) -> float:
-        """What it said, or says. Raises what kept it from looking."""
+        """Its seconds at that moment of the wall's clock. Raises what kept it from looking."""
         if self._looking is not None and self._looking.done():
             self._looking.result()
         before = bisect_right(self._looks, wall_s, key=lambda look: look.wall_s)
@@ -68,7 +68,7 @@ class MachineClock:
         return last.at_s + last.speed * (wall_s - last.wall_s)
 
     def speed(self, begun_s: float, ended_s: float) -> float:
-        """In the mean of that while of the wall's clock, of the machine's fastest."""
+        """The mean between two moments of the wall's clock; 1 is the fastest."""
         return (self.at(ended_s) - self.at(begun_s)) / (ended_s - begun_s)
 
     def look(self) -> None:

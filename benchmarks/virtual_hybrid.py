@@ -7,6 +7,7 @@ measures the same with everything else that a service does.
 
 python benchmarks/virtual_hybrid.py --forward-ms 26 --row-ms 3.7
 python benchmarks/virtual_hybrid.py --forward-ms 11 --row-ms 2.6 --capacity-rows 16  # of one core
+python benchmarks/virtual_hybrid.py --forward-ms 7 --row-ms 7 --capacity-rows 16 --most-rows 16
 """
 
 import argparse
@@ -23,15 +24,15 @@ from shared.engine.guest_time import GuestTime
 _MIX, _SIDE = "steps", 128
 _ROWS = 2  # of a picture with guidance
 _MOST_REQUESTS = EngineConfig().max_in_flight
-_MOST_ROWS = _ROWS * _MOST_REQUESTS
 _PICTURE_ROWS = _ROWS * MEAN_STEPS[_MIX]
 
 
 class Costs(NamedTuple):
-    """Seconds of a forward, and of each of its rows."""
+    """Seconds of a forward, and of each of its rows, of which bulk requests fill up so many."""
 
     forward: float
     row: float
+    most_rows: int
 
     def of(self, rows: int) -> float:
         return self.forward + self.row * rows
@@ -99,8 +100,8 @@ class Engine:
 
     def _step_of_bulk(self, to_come: deque[Online]) -> None:
         """Who comes meanwhile waits for its end."""
-        self._bulk_rows += _MOST_ROWS
-        self._now += self._costs.of(_MOST_ROWS)
+        self._bulk_rows += self._costs.most_rows
+        self._now += self._costs.of(self._costs.most_rows)
         self._take(to_come)
         for request in self._running:
             request.guests_s = self._now - request.submitted_at
@@ -110,7 +111,7 @@ class Engine:
             return 0
         spare_s = min(self._spare_s(request, own_s) for request in self._running)
         pictures = int(spare_s / self._costs.row / _ROWS)
-        return min(_ROWS * pictures, _MOST_ROWS - _ROWS * len(self._running))
+        return min(_ROWS * pictures, max(0, self._costs.most_rows - _ROWS * len(self._running)))
 
     def _spare_s(self, request: Online, own_s: float) -> float:
         """What guests may take of its next forward."""
@@ -129,7 +130,7 @@ class Engine:
 
 def main() -> None:
     options = _parse()
-    costs = Costs(options.forward_ms / 1000, options.row_ms / 1000)
+    costs = Costs(options.forward_ms / 1000, options.row_ms / 1000, options.most_rows)
     rows = options.capacity_rows
     capacity = rows / costs.of(rows) / _PICTURE_ROWS
     print(f"capacity {capacity:.2f} pictures/s, of forwards of {rows} rows\n")
@@ -156,6 +157,12 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--forward-ms", type=float, required=True)
     parser.add_argument("--row-ms", type=float, required=True, help="in addition to it")
+    parser.add_argument(
+        "--most-rows",
+        type=int,
+        default=_ROWS * _MOST_REQUESTS,
+        help="of a forward, with a bulk job (%(default)s)",
+    )
     parser.add_argument(
         "--capacity-rows",
         type=int,

@@ -25,8 +25,8 @@ def tokens_from_environment(environment: Mapping[str, str]) -> list[str]:
     if file := environment.get("API_TOKEN_FILE"):
         try:
             from_file = Path(file).read_text().split()
-        except OSError as error:
-            raise ValueError(f"API_TOKEN_FILE: cannot read {file}: {error.strerror}") from error
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"API_TOKEN_FILE: {error}") from error
         if not from_file:
             raise ValueError(f"API_TOKEN_FILE: there is no token in {file}")
         tokens += from_file

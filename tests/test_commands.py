@@ -240,7 +240,7 @@ def test_tokens_that_cannot_be_read_are_one_line(
 ) -> None:
     monkeypatch.setenv("API_TOKEN_FILE", "/no/tokens")
     assert serving.__main__.main([f"--port={free_port()}"]) == 1
-    line = "API_TOKEN_FILE: cannot read /no/tokens: No such file or directory"
+    line = "API_TOKEN_FILE: [Errno 2] No such file or directory: '/no/tokens'"
     assert capsys.readouterr().out == f"{line}\n"
 
 

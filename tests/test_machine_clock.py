@@ -52,7 +52,14 @@ def test_what_it_said_at_a_moment_it_still_says_later() -> None:
     clock.look()
     machine.wall_s += 30
     clock.look()
-    assert [clock.at(100 + seconds) for seconds in (0, 4, 10, 14, 40)] == [0, 4, 10, 11, 17.5]
+    assert [clock.at(100 + seconds) for seconds in (-4, 0, 4, 10, 14, 40)] == [
+        -4,
+        0,
+        4,
+        10,
+        11,
+        17.5,
+    ]
 
 
 def test_cores_are_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
