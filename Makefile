@@ -39,7 +39,7 @@ format: .venv/.dev  ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: .venv/.bench  ## both doors beside what others use, a quarter of an hour: BENCH=bench ARGS="--rounds 3"
+bench: .venv/.bench  ## both doors beside what others use, twenty minutes: BENCH=bench ARGS="--rounds 3"
 	@mkdir -p $(BENCH)
 	@TRANSFORMERS_VERBOSITY=error $(BIN)/python benchmarks/compare.py --bare --limit --calls 24 --rounds 1 \
 		--json $(BENCH)/found.json --plot $(BENCH)/found.png $(ARGS)

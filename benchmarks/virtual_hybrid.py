@@ -11,6 +11,7 @@ python benchmarks/virtual_hybrid.py --forward-ms 7 --row-ms 7 --capacity-rows 16
 """
 
 import argparse
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -28,14 +29,14 @@ _PICTURE_ROWS = _ROWS * MEAN_STEPS[_MIX]
 
 
 class Costs(NamedTuple):
-    """Seconds of a forward, and of each of its rows, of which bulk requests fill up so many."""
+    """Seconds of a forward of so many rows at most, and of each row in addition."""
 
     forward: float
     row: float
     most_rows: int
 
     def of(self, rows: int) -> float:
-        return self.forward + self.row * rows
+        return math.ceil(rows / self.most_rows) * self.forward + self.row * rows
 
 
 @dataclass(eq=False)
@@ -161,7 +162,7 @@ def _parse() -> argparse.Namespace:
         "--most-rows",
         type=int,
         default=_ROWS * _MOST_REQUESTS,
-        help="of a forward, with a bulk job (%(default)s)",
+        help="of a forward (%(default)s)",
     )
     parser.add_argument(
         "--capacity-rows",

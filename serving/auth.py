@@ -24,7 +24,7 @@ def tokens_from_environment(environment: Mapping[str, str]) -> list[str]:
     tokens = environment.get("API_TOKEN", "").split()
     if file := environment.get("API_TOKEN_FILE"):
         try:
-            from_file = Path(file).read_text().split()
+            from_file = Path(file).read_text(encoding="utf-8").split()
         except (OSError, UnicodeError) as error:
             raise ValueError(f"API_TOKEN_FILE: {error}") from error
         if not from_file:
