@@ -34,24 +34,24 @@ def test_a_second_of_a_machine_that_takes_twice_as_long_is_half_of_one() -> None
     assert clock.now() == 25
 
 
-def test_the_speed_of_a_while_is_that_of_all_that_was_seen_in_it() -> None:
+def clock_of_a_machine_that_was_slow() -> MachineClock:
+    """Ten seconds at its fastest, and thirty at a quarter of that."""
     machine = Machine()
     clock = machine.clock()
     machine.wall_s += 10
     machine.work_s = 4
     clock.look()
     machine.wall_s += 30
-    assert clock.speed(100, 140) == 17.5 / 40
+    clock.look()
+    return clock
+
+
+def test_the_speed_of_a_while_is_that_of_all_that_was_seen_in_it() -> None:
+    assert clock_of_a_machine_that_was_slow().speed(100, 140) == 17.5 / 40
 
 
 def test_what_it_said_at_a_moment_it_still_says_later() -> None:
-    machine = Machine()
-    clock = machine.clock()
-    machine.wall_s += 10
-    machine.work_s = 4
-    clock.look()
-    machine.wall_s += 30
-    clock.look()
+    clock = clock_of_a_machine_that_was_slow()
     assert [clock.at(100 + seconds) for seconds in (-4, 0, 4, 10, 14, 40)] == [
         -4,
         0,
