@@ -3,6 +3,7 @@
 make bench
 python benchmarks/compare.py --systems service/openvino template/openvino --size 256
 python benchmarks/compare.py --mix all --loads closed-64 poisson-0.9 --json found.json
+python benchmarks/compare.py --num-cpus 1 --size 256 --limit --systems template
 
 Everything runs on this machine: the client, and one system at a time. A load is
 
@@ -125,7 +126,7 @@ def limits(
         yield dict
         return
     arguments = [f"--mix={options.mix}", f"--size={options.size}"]
-    environment = os.environ | _model_environment(options)
+    environment = os.environ | _environment(options)
     each_core = _is_any_each_core(options)
     with closing(Limits(arguments, environment, clock, each_core=each_core)) as found:
         yield found.rates
@@ -204,8 +205,9 @@ def bulk_rate(load: str, kind: str, options: argparse.Namespace, clock: MachineC
     arguments = [f"--model={options.model}", f"--dtype={options.dtype}"]
     if kind == EACH_CORE:
         arguments += ["--num-cpus=1", f"--concurrency={os.cpu_count() or 1}"]
-    elif kind:
-        arguments.append(f"--compile={kind}")
+    else:
+        arguments.append(f"--num-cpus={options.num_cpus}")
+        arguments += [f"--compile={kind}"] if kind else []
     rows = calls(num_rows(load), options.mix, options.size, seed=1)
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -240,7 +242,7 @@ def _bare(
     command = [sys.executable, Path(__file__).with_name("bare.py"), f"--mix={options.mix}"]
     command += [f"--size={options.size}", f"--calls={options.calls}", "--rows"]
     command += [str(num_rows(load)) for load in loads if is_dataset(load)]
-    environment = os.environ | _model_environment(options)
+    environment = os.environ | _environment(options)
     if workers > 1:
         environment["OMP_NUM_THREADS"] = "1"
     scripts = [
@@ -295,8 +297,9 @@ def running(system: str, options: argparse.Namespace) -> Iterator[str]:
     name, _, backend = system.partition("/")
     if name == OURS:
         args: dict[str, Any] = {"model": {"name": options.model, "dtype": options.dtype}}
+        args["num_cpus"] = options.num_cpus
         if backend == EACH_CORE:
-            args["num_generators"] = os.cpu_count() or 1
+            args |= {"num_generators": os.cpu_count() or 1, "num_cpus": 1}
         elif backend == NOT_RECORDED:
             args["engine"] = {"record_forwards": False}
         elif backend:
@@ -315,7 +318,7 @@ def running(system: str, options: argparse.Namespace) -> Iterator[str]:
         environment = {
             name: value for name, value in os.environ.items() if name not in SERVE_ENVIRONMENT
         }
-        environment |= CPU_WORKER | _model_environment(options) | {"RAY_TMPDIR": folder}
+        environment |= CPU_WORKER | _environment(options) | {"RAY_TMPDIR": folder}
         if backend == EACH_CORE:
             command += [f"--workers={os.cpu_count()}"]
             environment["OMP_NUM_THREADS"] = "1"
@@ -340,9 +343,13 @@ def running(system: str, options: argparse.Namespace) -> Iterator[str]:
                 os.killpg(server.pid, signal.SIGKILL)
 
 
-def _model_environment(options: argparse.Namespace) -> dict[str, str]:
-    """As alternatives.py reads it."""
-    return {"BENCHMARK_MODEL": options.model, "BENCHMARK_DTYPE": options.dtype}
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    """As alternatives.py and the libraries of all but our own service and job read it."""
+    return {
+        "BENCHMARK_MODEL": options.model,
+        "BENCHMARK_DTYPE": options.dtype,
+        "OMP_NUM_THREADS": str(options.num_cpus),
+    }
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -486,6 +493,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--model", default="postcard", help="(%(default)s)")
     parser.add_argument("--dtype", default="auto", help="(%(default)s)")
+    parser.add_argument(
+        "--num-cpus",
+        type=int,
+        default=os.cpu_count(),
+        help="whose threads each system has, but one for each core (%(default)s)",
+    )
     parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
     parser.add_argument("--json", type=Path, help="a file for all that was found")
     options = parser.parse_args()
