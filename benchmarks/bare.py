@@ -32,7 +32,7 @@ class Ran(NamedTuple):
     spans: Sequence[tuple[float, float]]
 
     def latencies_s(self, clock: MachineClock) -> list[float]:
-        return [clock.at(ended_s) - clock.at(begun_s) for begun_s, ended_s in self.spans]
+        return [clock.between(begun_s, ended_s) for begun_s, ended_s in self.spans]
 
     def pictures_per_s(self, clock: MachineClock) -> float:
         return self.num_pictures / sum(self.latencies_s(clock))

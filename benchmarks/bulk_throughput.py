@@ -130,7 +130,7 @@ def steady_rate(finished: Sequence[Finished], mean_steps: int, clock: MachineClo
     finished = sorted(finished)
     first, last = (int(part * (len(finished) - 1)) for part in STEADY)
     steps = sum(each.steps for each in finished[first + 1 : last + 1])
-    seconds = clock.at(finished[last].wall_s) - clock.at(finished[first].wall_s)
+    seconds = clock.between(finished[first].wall_s, finished[last].wall_s)
     return steps / mean_steps / seconds
 
 

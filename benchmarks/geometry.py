@@ -7,7 +7,8 @@ of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusi
 same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
 what a door takes beyond the engine is its overhead. Engine and service are warm before, the job is
 not: its first forwards are slower. Memory is that of the process with the model: the service's
-after its requests, the job's at its most, looked at each second.
+after its requests, the job's at its most, looked at each second. Seconds are those of a machine
+clock. With `--num-cpus 1` each side computes in one thread, and Ray has the other cores.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import psutil
@@ -40,7 +41,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from local_service import local_service
+from local_service import NUM_CPUS, local_service
+from machine_clock import MachineClock
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -55,23 +57,31 @@ from shared.model_names import BUNDLED_MODELS
 Request = dict[str, Any]
 
 
+class Span(NamedTuple):
+    """Two moments of `perf_counter`."""
+
+    begun_s: float
+    ended_s: float
+
+
 def main() -> None:
     options = _parse()
     if options.make:
         MODELS[options.make.name]().save_pretrained(options.make)
         return
     if options.engine_of:
-        print(asyncio.run(engine_s(options.engine_of, json.loads(options.requests))))
+        print(json.dumps(asyncio.run(in_engine(options.engine_of, json.loads(options.requests)))))
         return
-    for name in options.models:
-        with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as folder:
-            model = Path(folder, name)
-            # In a process of its own: what it takes would be missing here.
-            subprocess.run([sys.executable, __file__, f"--make={model}"], check=True)
-            compare(model, options)
+    with MachineClock() as clock:
+        for name in options.models:
+            with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as folder:
+                model = Path(folder, name)
+                # In a process of its own: what it takes would be missing here.
+                subprocess.run([sys.executable, __file__, f"--make={model}"], check=True)
+                compare(model, options, clock)
 
 
-def compare(model: Path, options: argparse.Namespace) -> None:
+def compare(model: Path, options: argparse.Namespace, clock: MachineClock) -> None:
     wanted = [
         {
             "prompt": f"twin peaks {i}",
@@ -86,15 +96,17 @@ def compare(model: Path, options: argparse.Namespace) -> None:
     print(f"{model.name}: {size / 1e9:.2f} GB of weights, {len(wanted)} x {options.steps} steps")
     overheads: dict[str, list[float]] = {"service": [], "bulk job": []}
     for _ in range(options.rounds):
-        engine = engine_alone_s(model, wanted)
-        with local_service(model={"name": str(model)}) as service:
-            door, forwards = service_s(service.url, wanted)
+        engine = clock.between(*in_engine_alone(model, wanted, options.num_cpus))
+        with local_service(model={"name": str(model)}, num_cpus=options.num_cpus) as service:
+            span, forwards_s = in_service(service.url, wanted)
             (generator,) = service.processes("Generator")
             memory = generator.memory_info().rss / 1e9
-        job, job_memory = job_s(model, wanted)
+        door, no_forward = clock.between(*span), 1 - forwards_s / (span.ended_s - span.begun_s)
+        span, job_memory = in_job(model, wanted, options.num_cpus)
+        job = clock.between(*span)
         print(
             f"engine {engine:.2f} s, service {door:.2f} s ({memory:.2f} GB; "
-            f"{100 * (1 - forwards / door):.2f} % of it no forward), "
+            f"{100 * no_forward:.2f} % of it no forward), "
             f"bulk job {job:.2f} s ({job_memory:.2f} GB)",
             flush=True,
         )
@@ -104,15 +116,14 @@ def compare(model: Path, options: argparse.Namespace) -> None:
         print(f"{model.name}: {name} {100 * statistics.median(each):+.2f} % beyond the engine")
 
 
-def engine_alone_s(model: Path, wanted: list[Request]) -> float:
+def in_engine_alone(model: Path, wanted: list[Request], num_cpus: int) -> Span:
     command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(wanted)}"]
-    done = subprocess.run(
-        command, env=os.environ | CPU_WORKER, check=True, capture_output=True, text=True
-    )
-    return float(done.stdout.splitlines()[-1])
+    environment = os.environ | CPU_WORKER | {"OMP_NUM_THREADS": str(num_cpus)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return Span(*json.loads(done.stdout.splitlines()[-1]))
 
 
-async def engine_s(model: Path, wanted: list[Request]) -> float:
+async def in_engine(model: Path, wanted: list[Request]) -> Span:
     from shared.config import EngineConfig, ModelConfig
     from shared.renderer import Renderer
     from shared.request import ImageRequest
@@ -122,13 +133,13 @@ async def engine_s(model: Path, wanted: list[Request]) -> float:
         requests = [
             renderer.profile.canonical(ImageRequest(**each), seed=each["seed"]) for each in wanted
         ]
-        begun = time.perf_counter()
+        begun_s = time.perf_counter()
         await asyncio.gather(*map(renderer.render, requests))
-        return time.perf_counter() - begun
+        return Span(begun_s, time.perf_counter())
 
 
-def service_s(url: str, wanted: list[Request]) -> tuple[float, float]:
-    """Seconds from the first request to the last answer, and those of forwards among them."""
+def in_service(url: str, wanted: list[Request]) -> tuple[Span, float]:
+    """From the first request to the last answer, and the wall's seconds in forwards meanwhile."""
 
     def ask(request: Request) -> None:
         httpx.post(f"{url}/imagine", json=request, timeout=None).raise_for_status()
@@ -136,18 +147,19 @@ def service_s(url: str, wanted: list[Request]) -> tuple[float, float]:
     def forwards_s() -> float:
         return float(httpx.get(f"{url}/stats").json()["busy_s"])
 
-    before, begun = forwards_s(), time.perf_counter()
+    before_s, begun_s = forwards_s(), time.perf_counter()
     with ThreadPoolExecutor(len(wanted)) as callers:
         list(callers.map(ask, wanted))
-    return time.perf_counter() - begun, forwards_s() - before
+    return Span(begun_s, time.perf_counter()), forwards_s() - before_s
 
 
-def job_s(model: Path, wanted: list[Request]) -> tuple[float, float]:
+def in_job(model: Path, wanted: list[Request], num_cpus: int) -> tuple[Span, float]:
     """From where the engine was given the first picture to where the last was written; GB."""
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
         folder = Path(name)
         pq.write_table(pa.Table.from_pylist(wanted), folder / "prompts.parquet")
         command = [sys.executable, "-m", "jobs.render", f"--model={model}"]
+        command += [f"--num-cpus={num_cpus}"]
         command += [f"--input={folder / 'prompts.parquet'}", f"--output={folder / 'out'}"]
         environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": name}
         log = folder / "log"
@@ -163,12 +175,13 @@ def job_s(model: Path, wanted: list[Request]) -> tuple[float, float]:
             job.wait()
         assert not job.returncode, log.read_text()
         rows = pq.read_table(folder / "out" / "metadata").to_pylist()
-    ends = [row["finished_at"].timestamp() for row in rows]
-    begins = [
-        end - row["queue_s"] - row["render_s"] - row["encode_s"]
-        for end, row in zip(ends, rows, strict=True)
+    offset_s = time.perf_counter() - time.time()
+    ends_s = [offset_s + row["finished_at"].timestamp() for row in rows]
+    begins_s = [
+        end_s - row["queue_s"] - row["render_s"] - row["encode_s"]
+        for end_s, row in zip(ends_s, rows, strict=True)
     ]
-    return max(ends) - min(begins), memory / 1e9
+    return Span(min(begins_s), max(ends_s)), memory / 1e9
 
 
 def largest_process(pid: int) -> float:
@@ -272,6 +285,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--pictures", type=int, default=1, help="at once (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
+    parser.add_argument(
+        "--num-cpus", type=int, default=NUM_CPUS, help="for each side (%(default)s)"
+    )
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--engine-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--requests", help=argparse.SUPPRESS)

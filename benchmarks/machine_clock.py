@@ -67,9 +67,13 @@ class MachineClock:
         last = self._looks[max(before - 1, 0)]
         return last.at_s + last.speed * (wall_s - last.wall_s)
 
+    def between(self, begun_s: float, ended_s: float) -> float:
+        """Its seconds from one moment of the wall's clock to another."""
+        return self.at(ended_s) - self.at(begun_s)
+
     def speed(self, begun_s: float, ended_s: float) -> float:
         """The mean between two moments of the wall's clock; 1 is the fastest."""
-        return (self.at(ended_s) - self.at(begun_s)) / (ended_s - begun_s)
+        return self.between(begun_s, ended_s) / (ended_s - begun_s)
 
     def look(self) -> None:
         """Each core may have company of its own."""
