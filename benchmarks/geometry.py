@@ -5,10 +5,11 @@ python benchmarks/geometry.py --models sd15 sdxl
 UNet, autoencoder and text encoders have the sizes of Stable Diffusion 1.5 and SDXL (the config.json
 of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusion-xl-base-1.0). The
 same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
-what a door takes beyond the engine is its overhead. Engine and service are warm before, the job is
-not: its first forwards are slower. Memory is that of the process with the model: the service's
-after its requests, the job's at its most, looked at each second. Seconds are those of a machine
-clock. With `--num-cpus 1` each side computes in one thread, and Ray has the other cores.
+what a door takes beyond the engine is its overhead. The service is warm before, the job is not, and
+its first forwards are slower: each stands beside an engine of its kind. Memory is that of the
+process with the model: the service's after its requests, the job's at its most, looked at each
+second. Seconds are those of a machine clock. With `--num-cpus 1` each side computes in one thread,
+and Ray has the other cores.
 """
 
 import argparse
@@ -96,7 +97,8 @@ def compare(model: Path, options: argparse.Namespace, clock: MachineClock) -> No
     print(f"{model.name}: {size / 1e9:.2f} GB of weights, {len(wanted)} x {options.steps} steps")
     overheads: dict[str, list[float]] = {"service": [], "bulk job": []}
     for _ in range(options.rounds):
-        engine = clock.between(*in_engine_alone(model, wanted, options.num_cpus))
+        spans = in_engine_alone(model, wanted, options.num_cpus)
+        cold, warm = (clock.between(*span) for span in spans)
         with local_service(model={"name": str(model)}, num_cpus=options.num_cpus) as service:
             span, forwards_s = in_service(service.url, wanted)
             (generator,) = service.processes("Generator")
@@ -105,37 +107,42 @@ def compare(model: Path, options: argparse.Namespace, clock: MachineClock) -> No
         span, job_memory = in_job(model, wanted, options.num_cpus)
         job = clock.between(*span)
         print(
-            f"engine {engine:.2f} s, service {door:.2f} s ({memory:.2f} GB; "
-            f"{100 * no_forward:.2f} % of it no forward), "
+            f"engine {cold:.2f} s, once it is warm {warm:.2f} s, "
+            f"service {door:.2f} s ({memory:.2f} GB; {100 * no_forward:.2f} % of it no forward), "
             f"bulk job {job:.2f} s ({job_memory:.2f} GB)",
             flush=True,
         )
-        overheads["service"].append(door / engine - 1)
-        overheads["bulk job"].append(job / engine - 1)
+        overheads["service"].append(door / warm - 1)
+        overheads["bulk job"].append(job / cold - 1)
     for name, each in overheads.items():
         print(f"{model.name}: {name} {100 * statistics.median(each):+.2f} % beyond the engine")
 
 
-def in_engine_alone(model: Path, wanted: list[Request], num_cpus: int) -> Span:
+def in_engine_alone(model: Path, wanted: list[Request], num_cpus: int) -> list[Span]:
     command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(wanted)}"]
     environment = os.environ | CPU_WORKER | {"OMP_NUM_THREADS": str(num_cpus)}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return Span(*json.loads(done.stdout.splitlines()[-1]))
+    return [Span(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
-async def in_engine(model: Path, wanted: list[Request]) -> Span:
+async def in_engine(model: Path, wanted: list[Request]) -> list[Span]:
+    """The requests twice, of other prompts; at first in an engine that has done nothing yet."""
     from shared.config import EngineConfig, ModelConfig
     from shared.renderer import Renderer
     from shared.request import ImageRequest
 
     with Renderer(ModelConfig(name=str(model)), EngineConfig()) as renderer:
-        renderer.warm_up()
-        requests = [
-            renderer.profile.canonical(ImageRequest(**each), seed=each["seed"]) for each in wanted
-        ]
-        begun_s = time.perf_counter()
-        await asyncio.gather(*map(renderer.render, requests))
-        return Span(begun_s, time.perf_counter())
+        spans = []
+        for when in ("at dawn", "at dusk"):
+            asked = [each | {"prompt": f"{each['prompt']} {when}"} for each in wanted]
+            requests = [
+                renderer.profile.canonical(ImageRequest(**each), seed=each["seed"])
+                for each in asked
+            ]
+            begun_s = time.perf_counter()
+            await asyncio.gather(*map(renderer.render, requests))
+            spans.append(Span(begun_s, time.perf_counter()))
+        return spans
 
 
 def in_service(url: str, wanted: list[Request]) -> tuple[Span, float]:
