@@ -424,8 +424,10 @@ def plot(found: Sequence[Found], file: Path, title: str) -> None:
     from matplotlib import pyplot  # the bench extra; only this needs it
 
     loads = list(dict.fromkeys(each.load for each in found))
+    most = max(len({each.system for each in found if each.load == load}) for load in loads)
+    size = 4 * len(loads), 1.2 + 0.2 * most
     figure, panels = pyplot.subplots(
-        1, len(loads), figsize=(4 * len(loads), 3), layout="constrained", squeeze=False
+        1, len(loads), figsize=size, layout="constrained", squeeze=False
     )
     for panel, load in zip(panels[0], loads, strict=True):
         field = "pictures_per_s" if load.startswith(("closed", "dataset")) else "p95_s"
