@@ -5,11 +5,11 @@ python benchmarks/geometry.py --models sd15 sdxl
 UNet, autoencoder and text encoders have the sizes of Stable Diffusion 1.5 and SDXL (the config.json
 of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusion-xl-base-1.0). The
 same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
-what a door takes beyond the engine is its overhead. The service is warm before, the job is not, and
-its first forwards are slower: each stands beside an engine of its kind. Memory is that of the
-process with the model: the service's after its requests, the job's at its most, looked at each
-second. Seconds are those of a machine clock. With `--num-cpus 1` each side computes in one thread,
-and Ray has the other cores.
+what a door takes beyond the engine is its overhead. Engine and service are asked twice, for other
+prompts, since first forwards are slower: the job stands beside the engine's first time. Memory is
+that of the process with the model: the service's after its requests, the job's at its most, looked
+at each second. Seconds are those of a machine clock. With `--num-cpus 1` each side computes in one
+thread, and Ray has the other cores.
 """
 
 import argparse
@@ -83,28 +83,20 @@ def main() -> None:
 
 
 def compare(model: Path, options: argparse.Namespace, clock: MachineClock) -> None:
-    wanted = [
-        {
-            "prompt": f"twin peaks {i}",
-            "seed": i,
-            "width": options.size,
-            "height": options.size,
-            "num_inference_steps": options.steps,
-        }
-        for i in range(options.pictures)
-    ]
+    first, second = wanted("at dawn", options), wanted("at dusk", options)
     size = sum(file.stat().st_size for file in model.glob("**/*.safetensors"))
-    print(f"{model.name}: {size / 1e9:.2f} GB of weights, {len(wanted)} x {options.steps} steps")
+    print(f"{model.name}: {size / 1e9:.2f} GB of weights, {len(first)} x {options.steps} steps")
     overheads: dict[str, list[float]] = {"service": [], "bulk job": []}
     for _ in range(options.rounds):
-        spans = in_engine_alone(model, wanted, options.num_cpus)
+        spans = in_engine_alone(model, [first, second], options.num_cpus)
         cold, warm = (clock.between(*span) for span in spans)
         with local_service(model={"name": str(model)}, num_cpus=options.num_cpus) as service:
-            span, forwards_s = in_service(service.url, wanted)
+            in_service(service.url, first)
+            span, forwards_s = in_service(service.url, second)
             (generator,) = service.processes("Generator")
             memory = generator.memory_info().rss / 1e9
         door, no_forward = clock.between(*span), 1 - forwards_s / (span.ended_s - span.begun_s)
-        span, job_memory = in_job(model, wanted, options.num_cpus)
+        span, job_memory = in_job(model, first, options.num_cpus)
         job = clock.between(*span)
         print(
             f"engine {cold:.2f} s, once it is warm {warm:.2f} s, "
@@ -118,26 +110,37 @@ def compare(model: Path, options: argparse.Namespace, clock: MachineClock) -> No
         print(f"{model.name}: {name} {100 * statistics.median(each):+.2f} % beyond the engine")
 
 
-def in_engine_alone(model: Path, wanted: list[Request], num_cpus: int) -> list[Span]:
-    command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(wanted)}"]
+def wanted(when: str, options: argparse.Namespace) -> list[Request]:
+    return [
+        {
+            "prompt": f"twin peaks {i} {when}",
+            "seed": i,
+            "width": options.size,
+            "height": options.size,
+            "num_inference_steps": options.steps,
+        }
+        for i in range(options.pictures)
+    ]
+
+
+def in_engine_alone(model: Path, turns: list[list[Request]], num_cpus: int) -> list[Span]:
+    command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(turns)}"]
     environment = os.environ | CPU_WORKER | {"OMP_NUM_THREADS": str(num_cpus)}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return [Span(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
-async def in_engine(model: Path, wanted: list[Request]) -> list[Span]:
-    """The requests twice, of other prompts; at first in an engine that has done nothing yet."""
+async def in_engine(model: Path, turns: list[list[Request]]) -> list[Span]:
+    """The requests of each turn, the first in an engine that has done nothing yet."""
     from shared.config import EngineConfig, ModelConfig
     from shared.renderer import Renderer
     from shared.request import ImageRequest
 
     with Renderer(ModelConfig(name=str(model)), EngineConfig()) as renderer:
         spans = []
-        for when in ("at dawn", "at dusk"):
-            asked = [each | {"prompt": f"{each['prompt']} {when}"} for each in wanted]
+        for turn in turns:
             requests = [
-                renderer.profile.canonical(ImageRequest(**each), seed=each["seed"])
-                for each in asked
+                renderer.profile.canonical(ImageRequest(**each), seed=each["seed"]) for each in turn
             ]
             begun_s = time.perf_counter()
             await asyncio.gather(*map(renderer.render, requests))
@@ -145,7 +148,7 @@ async def in_engine(model: Path, wanted: list[Request]) -> list[Span]:
         return spans
 
 
-def in_service(url: str, wanted: list[Request]) -> tuple[Span, float]:
+def in_service(url: str, requests: list[Request]) -> tuple[Span, float]:
     """From the first request to the last answer, and the wall's seconds in forwards meanwhile."""
 
     def ask(request: Request) -> None:
@@ -155,16 +158,16 @@ def in_service(url: str, wanted: list[Request]) -> tuple[Span, float]:
         return float(httpx.get(f"{url}/stats").json()["busy_s"])
 
     before_s, begun_s = forwards_s(), time.perf_counter()
-    with ThreadPoolExecutor(len(wanted)) as callers:
-        list(callers.map(ask, wanted))
+    with ThreadPoolExecutor(len(requests)) as callers:
+        list(callers.map(ask, requests))
     return Span(begun_s, time.perf_counter()), forwards_s() - before_s
 
 
-def in_job(model: Path, wanted: list[Request], num_cpus: int) -> tuple[Span, float]:
+def in_job(model: Path, requests: list[Request], num_cpus: int) -> tuple[Span, float]:
     """From where the engine was given the first picture to where the last was written; GB."""
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
         folder = Path(name)
-        pq.write_table(pa.Table.from_pylist(wanted), folder / "prompts.parquet")
+        pq.write_table(pa.Table.from_pylist(requests), folder / "prompts.parquet")
         command = [sys.executable, "-m", "jobs.render", f"--model={model}"]
         command += [f"--num-cpus={num_cpus}"]
         command += [f"--input={folder / 'prompts.parquet'}", f"--output={folder / 'out'}"]
