@@ -20,7 +20,9 @@ dataset is rendered by bulk jobs of these kinds, as far as they have them. Besid
 --bare, scripts (bare.py) and, with --limit, what the hardware could do (limit.py, measured between
 the systems); where a system has something for each core, these are also there with a process for
 each. Where steps differ, pictures a second are of the mean number of steps. Seconds are those of a
-machine clock: a system is no slower for having its turn while others slow the machine down.
+machine clock: a system is no slower for having its turn while others slow the machine down. With
+`--num-cpus 1` each computes in one thread (threads: in four), and Ray and the callers have the
+other cores, as they nearly have on a machine with many.
 """
 
 import argparse
@@ -205,9 +207,10 @@ def bulk_rate(load: str, kind: str, options: argparse.Namespace, clock: MachineC
     arguments = [f"--model={options.model}", f"--dtype={options.dtype}"]
     if kind == EACH_CORE:
         arguments += ["--num-cpus=1", f"--concurrency={os.cpu_count() or 1}"]
-    else:
+    elif options.num_cpus != os.cpu_count():  # else all that there is, and all GPUs
         arguments.append(f"--num-cpus={options.num_cpus}")
-        arguments += [f"--compile={kind}"] if kind else []
+    if kind and kind != EACH_CORE:
+        arguments.append(f"--compile={kind}")
     rows = calls(num_rows(load), options.mix, options.size, seed=1)
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -425,7 +428,7 @@ def plot(found: Sequence[Found], file: Path, title: str) -> None:
 
     loads = list(dict.fromkeys(each.load for each in found))
     most = max(len({each.system for each in found if each.load == load}) for load in loads)
-    size = 4 * len(loads), 1.2 + 0.2 * most
+    size = 4 * len(loads), max(3, 1.2 + 0.2 * most)
     figure, panels = pyplot.subplots(
         1, len(loads), figsize=size, layout="constrained", squeeze=False
     )
@@ -499,7 +502,7 @@ def _parse() -> argparse.Namespace:
         "--num-cpus",
         type=int,
         default=os.cpu_count(),
-        help="whose threads each system has, but one for each core (%(default)s)",
+        help="of each system, so many threads; of one for each core, one (%(default)s)",
     )
     parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
     parser.add_argument("--json", type=Path, help="a file for all that was found")
