@@ -22,7 +22,7 @@ the systems); where a system has something for each core, these are also there w
 each. Where steps differ, pictures a second are of the mean number of steps. Seconds are those of a
 machine clock: a system is no slower for having its turn while others slow the machine down. With
 `--num-cpus 1` each computes in one thread (threads: in four), and Ray and the callers have the
-other cores, as they nearly have on a machine with many.
+other cores.
 """
 
 import argparse
