@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine_clock import MachineClock
+from machine_clock import MachineClock, by_perf_counter
 
 from batch.output_folder import OutputFolder
 from batch.plan import read_plan, shard_file
@@ -77,10 +77,8 @@ def finished_by_job(folder: Path, output: Path, arguments: Sequence[str]) -> lis
     )
     tables = [pq.read_table(file) for file in (output / "metadata").glob("*.parquet")]
     rows = pa.concat_tables(tables).select(["finished_at", "num_inference_steps"]).to_pylist()
-    offset_s = time.perf_counter() - time.time()
     return [
-        Finished(offset_s + row["finished_at"].timestamp(), row["num_inference_steps"])
-        for row in rows
+        Finished(by_perf_counter(row["finished_at"]), row["num_inference_steps"]) for row in rows
     ]
 
 

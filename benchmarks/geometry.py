@@ -43,7 +43,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from local_service import NUM_CPUS, local_service
-from machine_clock import MachineClock
+from machine_clock import MachineClock, by_perf_counter
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -185,8 +185,7 @@ def in_job(model: Path, requests: list[Request], num_cpus: int) -> tuple[Span, f
             job.wait()
         assert not job.returncode, log.read_text()
         rows = pq.read_table(folder / "out" / "metadata").to_pylist()
-    offset_s = time.perf_counter() - time.time()
-    ends_s = [offset_s + row["finished_at"].timestamp() for row in rows]
+    ends_s = [by_perf_counter(row["finished_at"]) for row in rows]
     begins_s = [
         end_s - row["queue_s"] - row["render_s"] - row["encode_s"]
         for end_s, row in zip(ends_s, rows, strict=True)
