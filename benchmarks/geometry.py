@@ -4,12 +4,12 @@ python benchmarks/geometry.py --models sd15 sdxl
 
 UNet, autoencoder and text encoders have the sizes of Stable Diffusion 1.5 and SDXL (the config.json
 of stable-diffusion-v1-5/stable-diffusion-v1-5 and of stabilityai/stable-diffusion-xl-base-1.0). The
-same requests go through an engine in a process of its own, the service, and the bulk job, by turns;
-what a door takes beyond the engine is its overhead. Engine and service are asked twice, for other
-prompts, since first forwards are slower: the job stands beside the engine's first time. Memory is
-that of the process with the model: the service's after its requests, the job's at its most, looked
-at each second. Seconds are those of a machine clock. With `--num-cpus 1` each side computes in one
-thread, and Ray has the other cores.
+same requests go through an engine in a process of its own, the service, and a bulk job, by turns.
+Engine and service are asked twice, for other prompts, since first forwards are slower: the job
+stands beside the engine's first time. Of each the part is told that is neither forward nor decode,
+the text encoders with it: that hardly depends on how fast the machine is meanwhile, as what a door
+takes beyond the engine does. Seconds are those of a machine clock. With `--num-cpus 1` each side
+computes in one thread, and Ray has the other cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ import httpx
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
@@ -42,8 +43,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from local_service import NUM_CPUS, local_service
-from machine_clock import MachineClock, by_perf_counter
+from local_service import NUM_CPUS, NUM_GPUS, local_service
+from machine_clock import MachineClock
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -52,17 +53,41 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from batch.output_folder import OutputFolder
+from batch.plan import RunSettings, make_plan
+from batch.prompts import PromptTable
+from batch.render import Job, Workers, render_shards, start_ledger
+from jobs.renderers import start_ray
+from shared.config import EngineConfig, ModelConfig
 from shared.cpu_workers import CPU_WORKER
+from shared.model_files import describe_model
 from shared.model_names import BUNDLED_MODELS
+from shared.renderer import Renderer
+from shared.request import CanonicalRequest, GeneratedImage, ImageRequest
 
 Request = dict[str, Any]
 
 
-class Span(NamedTuple):
-    """Two moments of `perf_counter`."""
+class Turn(NamedTuple):
+    """Requests from one moment of `perf_counter` to another, and so many seconds in the model.
+
+    Memory is that of the process with the model, after them.
+    """
 
     begun_s: float
     ended_s: float
+    forwards_s: float
+    memory_gb: float
+
+    @property
+    def no_forward(self) -> float:
+        """A part of the whole."""
+        return 1 - self.forwards_s / (self.ended_s - self.begun_s)
+
+    def told(self, clock: MachineClock) -> str:
+        seconds = clock.between(self.begun_s, self.ended_s)
+        no_forward = f"{100 * self.no_forward:.2f} % no forward"
+        return f"{seconds:.2f} s ({no_forward}, {self.memory_gb:.2f} GB)"
 
 
 def main() -> None:
@@ -71,7 +96,7 @@ def main() -> None:
         MODELS[options.make.name]().save_pretrained(options.make)
         return
     if options.engine_of:
-        print(json.dumps(asyncio.run(in_engine(options.engine_of, json.loads(options.requests)))))
+        print(json.dumps(asyncio.run(by_engine(options.engine_of, json.loads(options.requests)))))
         return
     with MachineClock() as clock:
         for name in options.models:
@@ -86,28 +111,20 @@ def compare(model: Path, options: argparse.Namespace, clock: MachineClock) -> No
     first, second = wanted("at dawn", options), wanted("at dusk", options)
     size = sum(file.stat().st_size for file in model.glob("**/*.safetensors"))
     print(f"{model.name}: {size / 1e9:.2f} GB of weights, {len(first)} x {options.steps} steps")
-    overheads: dict[str, list[float]] = {"service": [], "bulk job": []}
+    rounds = []
     for _ in range(options.rounds):
-        spans = in_engine_alone(model, [first, second], options.num_cpus)
-        cold, warm = (clock.between(*span) for span in spans)
-        with local_service(model={"name": str(model)}, num_cpus=options.num_cpus) as service:
-            in_service(service.url, first)
-            span, forwards_s = in_service(service.url, second)
-            (generator,) = service.processes("Generator")
-            memory = generator.memory_info().rss / 1e9
-        door, no_forward = clock.between(*span), 1 - forwards_s / (span.ended_s - span.begun_s)
-        span, job_memory = in_job(model, first, options.num_cpus)
-        job = clock.between(*span)
-        print(
-            f"engine {cold:.2f} s, once it is warm {warm:.2f} s, "
-            f"service {door:.2f} s ({memory:.2f} GB; {100 * no_forward:.2f} % of it no forward), "
-            f"bulk job {job:.2f} s ({job_memory:.2f} GB)",
-            flush=True,
-        )
-        overheads["service"].append(door / warm - 1)
-        overheads["bulk job"].append(job / cold - 1)
-    for name, each in overheads.items():
-        print(f"{model.name}: {name} {100 * statistics.median(each):+.2f} % beyond the engine")
+        cold, warm = in_engine(model, [first, second], options.num_cpus)
+        turns = {
+            "engine": cold,
+            "engine, once it is warm": warm,
+            "service": in_service(model, [first, second], options.num_cpus),
+            "bulk job": in_job(model, first, options.num_cpus),
+        }
+        print("; ".join(f"{name} {turn.told(clock)}" for name, turn in turns.items()), flush=True)
+        rounds.append(turns)
+    for name in rounds[0]:
+        no_forward = statistics.median(turns[name].no_forward for turns in rounds)
+        print(f"{model.name}: {name} {100 * no_forward:.2f} % no forward (median)")
 
 
 def wanted(when: str, options: argparse.Namespace) -> list[Request]:
@@ -123,83 +140,94 @@ def wanted(when: str, options: argparse.Namespace) -> list[Request]:
     ]
 
 
-def in_engine_alone(model: Path, turns: list[list[Request]], num_cpus: int) -> list[Span]:
+def in_engine(model: Path, turns: list[list[Request]], num_cpus: int) -> list[Turn]:
+    """In a process of its own: what it takes would be missing here."""
     command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(turns)}"]
     environment = os.environ | CPU_WORKER | {"OMP_NUM_THREADS": str(num_cpus)}
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return [Span(*each) for each in json.loads(done.stdout.splitlines()[-1])]
+    return [Turn(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
-async def in_engine(model: Path, turns: list[list[Request]]) -> list[Span]:
+async def by_engine(model: Path, turns: list[list[Request]]) -> list[Turn]:
     """The requests of each turn, the first in an engine that has done nothing yet."""
-    from shared.config import EngineConfig, ModelConfig
-    from shared.renderer import Renderer
-    from shared.request import ImageRequest
-
     with Renderer(ModelConfig(name=str(model)), EngineConfig()) as renderer:
-        spans = []
+        done = []
         for turn in turns:
             requests = [
                 renderer.profile.canonical(ImageRequest(**each), seed=each["seed"]) for each in turn
             ]
-            begun_s = time.perf_counter()
+            before_s, begun_s = renderer.counters().busy_s, time.perf_counter()
             await asyncio.gather(*map(renderer.render, requests))
-            spans.append(Span(begun_s, time.perf_counter()))
-        return spans
+            ended_s = time.perf_counter()
+            forwards_s = renderer.counters().busy_s - before_s
+            done.append(Turn(begun_s, ended_s, forwards_s, memory_gb(psutil.Process())))
+        return done
 
 
-def in_service(url: str, requests: list[Request]) -> tuple[Span, float]:
-    """From the first request to the last answer, and the wall's seconds in forwards meanwhile."""
+def in_service(model: Path, turns: list[list[Request]], num_cpus: int) -> Turn:
+    """The last, from its first request to the last answer."""
+    with local_service(model={"name": str(model)}, num_cpus=num_cpus) as service:
 
-    def ask(request: Request) -> None:
-        httpx.post(f"{url}/imagine", json=request, timeout=None).raise_for_status()
+        def ask(request: Request) -> None:
+            answer = httpx.post(f"{service.url}/imagine", json=request, timeout=None)
+            answer.raise_for_status()
 
-    def forwards_s() -> float:
-        return float(httpx.get(f"{url}/stats").json()["busy_s"])
+        def forwards_s() -> float:
+            return float(httpx.get(f"{service.url}/stats").json()["busy_s"])
 
-    before_s, begun_s = forwards_s(), time.perf_counter()
-    with ThreadPoolExecutor(len(requests)) as callers:
-        list(callers.map(ask, requests))
-    return Span(begun_s, time.perf_counter()), forwards_s() - before_s
+        for turn in turns:
+            before_s, begun_s = forwards_s(), time.perf_counter()
+            with ThreadPoolExecutor(len(turn)) as callers:
+                list(callers.map(ask, turn))
+            ended_s = time.perf_counter()
+        (generator,) = service.processes("Generator")
+        return Turn(begun_s, ended_s, forwards_s() - before_s, memory_gb(generator))
 
 
-def in_job(model: Path, requests: list[Request], num_cpus: int) -> tuple[Span, float]:
-    """From where the engine was given the first picture to where the last was written; GB."""
+class TellingRenderer(Renderer):
+    """Of a job: after each picture it writes into a file what it has done since its first."""
+
+    def __init__(self, model: ModelConfig, engine: EngineConfig, file: Path) -> None:
+        super().__init__(model, engine)
+        self._file = file
+        self._begun_s: float | None = None
+
+    async def render(self, request: CanonicalRequest, *args: Any, **kwargs: Any) -> GeneratedImage:
+        self._begun_s = self._begun_s or time.perf_counter()
+        image = await super().render(request, *args, **kwargs)
+        memory = memory_gb(psutil.Process())
+        done = Turn(self._begun_s, time.perf_counter(), self.counters().busy_s, memory)
+        self._file.write_text(json.dumps(done))
+        return image
+
+
+def in_job(model: Path, requests: list[Request], num_cpus: int) -> Turn:
+    """From where the engine was given the first picture to where all were committed."""
+    config = ModelConfig(name=str(model))
     with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
-        folder = Path(name)
-        pq.write_table(pa.Table.from_pylist(requests), folder / "prompts.parquet")
-        command = [sys.executable, "-m", "jobs.render", f"--model={model}"]
-        command += [f"--num-cpus={num_cpus}"]
-        command += [f"--input={folder / 'prompts.parquet'}", f"--output={folder / 'out'}"]
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": name}
-        log = folder / "log"
-        with log.open("w") as lines:
-            job = subprocess.Popen(command, env=environment, stdout=lines, stderr=lines)
-        memory = 0.0
-        try:
-            while job.poll() is None:
-                memory = max(memory, largest_process(job.pid))
-                time.sleep(1)
-        finally:
-            job.terminate()
-            job.wait()
-        assert not job.returncode, log.read_text()
-        rows = pq.read_table(folder / "out" / "metadata").to_pylist()
-    ends_s = [by_perf_counter(row["finished_at"]) for row in rows]
-    begins_s = [
-        end_s - row["queue_s"] - row["render_s"] - row["encode_s"]
-        for end_s, row in zip(ends_s, rows, strict=True)
-    ]
-    return Span(min(begins_s), max(ends_s)), memory / 1e9
+        source, told = Path(name, "prompts.parquet"), Path(name, "told.json")
+        pq.write_table(pa.Table.from_pylist(requests), source)
+        table, output = PromptTable(str(source)), OutputFolder(f"{name}/out")
+        settings = RunSettings(
+            input_files=table.files(),
+            model=describe_model(config),
+            dtype="auto",
+            seed=0,
+            shard_rows=len(requests),
+        )
+        (shard,) = make_plan(table, output, settings).shards
+        start_ray()
+        engine = partial(TellingRenderer, config, EngineConfig(), told)
+        job = Job(output.location, settings.format, engine)
+        workers = Workers(concurrency=1, num_cpus=num_cpus, num_gpus=NUM_GPUS)
+        next(render_shards([shard], job, workers, start_ledger()))
+        ended_s = time.perf_counter()
+        ray.shutdown()
+        return Turn(*json.loads(told.read_text()))._replace(ended_s=ended_s)
 
 
-def largest_process(pid: int) -> float:
-    """Bytes of the one with the most memory among those that it has started."""
-    sizes = [0.0]
-    for process in psutil.Process(pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            sizes.append(process.memory_info().rss)
-    return max(sizes)
+def memory_gb(process: psutil.Process) -> float:
+    return float(process.memory_info().rss / 1e9)
 
 
 def sd15() -> StableDiffusionPipeline:

@@ -30,7 +30,7 @@ _APPLICATION = "imagine"
 NUM_CPUS = os.cpu_count() or 1
 # Where old and new replicas are to stand side by side.
 ROOM = 4 * NUM_CPUS
-_NUM_GPUS = int(torch.cuda.is_available())
+NUM_GPUS = int(torch.cuda.is_available())
 _COUNTERS = TypeAdapter(EngineCounters)
 
 
@@ -69,7 +69,7 @@ class LocalService:
             "import_path": "serving.app:build_app",
             "args": {
                 "num_cpus": NUM_CPUS / num_generators,
-                "num_gpus": _NUM_GPUS / num_generators,
+                "num_gpus": NUM_GPUS / num_generators,
                 **args,
             },
             "deployments": [{"name": "Generator", "num_replicas": num_generators}],
