@@ -48,6 +48,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from alternatives import ALTERNATIVES, BACKENDS
+from arguments import add_num_cpus
 from bare import SQUARE_MIXES, Ran
 from bulk_throughput import finished_by_job, steady_rate
 from limit import LIMIT, Limits
@@ -498,12 +499,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--model", default="postcard", help="(%(default)s)")
     parser.add_argument("--dtype", default="auto", help="(%(default)s)")
-    parser.add_argument(
-        "--num-cpus",
-        type=int,
-        default=os.cpu_count(),
-        help="of each system, so many threads; of one for each core, one (%(default)s)",
-    )
+    add_num_cpus(parser, "of each system, so many threads; of one for each core, one")
     parser.add_argument("--plot", type=Path, help="a PNG file to draw it into")
     parser.add_argument("--json", type=Path, help="a file for all that was found")
     options = parser.parse_args()

@@ -35,6 +35,7 @@ import ray
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
+from arguments import add_num_cpus
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
@@ -43,7 +44,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from local_service import NUM_CPUS, NUM_GPUS, local_service
+from local_service import NUM_GPUS, local_service
 from machine_clock import MachineClock
 from torch import nn
 from transformers import (
@@ -322,9 +323,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4, help="(%(default)s)")
     parser.add_argument("--pictures", type=int, default=1, help="at once (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument(
-        "--num-cpus", type=int, default=NUM_CPUS, help="for each side (%(default)s)"
-    )
+    add_num_cpus(parser, "for each side")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--engine-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--requests", help=argparse.SUPPRESS)

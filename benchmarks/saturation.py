@@ -13,7 +13,6 @@ python benchmarks/saturation.py --service --num-cpus 1
 import argparse
 import asyncio
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from arguments import add_num_cpus
 from diffusers import DiffusionPipeline
 from in_thread import in_thread
 from workloads import Client
@@ -149,9 +149,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--service", action="store_true", help="and over HTTP")
-    parser.add_argument(
-        "--num-cpus", type=int, default=os.cpu_count(), help="for each side (%(default)s)"
-    )
+    add_num_cpus(parser, "for each side")
     return parser.parse_args()
 
 
