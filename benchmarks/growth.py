@@ -5,7 +5,7 @@ python benchmarks/growth.py --plot growth.png
 
 Flat is what they should be: a picture's seconds (of the whole service: time over pictures) at any
 number of callers, the seconds of a megapixel and step at any size, the memory of a replica at any
-number of them. That of prompts in a bulk job: bulk_overhead.py.
+number of them. They are those of a machine clock. That of prompts in a bulk job: bulk_overhead.py.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from local_service import LocalService, local_service
+from machine_clock import MachineClock
 from workloads import Call, Client, calls
 
 CALLERS = (1, 4, 16, 64, 256)
@@ -40,17 +41,23 @@ class Curve:
 
 def main() -> None:
     options = _parse()
+    with MachineClock() as clock:
+        curves = all_curves(clock)
+    if options.plot:
+        plot(curves, options.plot)
+
+
+def all_curves(clock: MachineClock) -> list[Curve]:
     curves = []
     with local_service() as service:
         name = "callers at once, 64 px: seconds of a picture"
-        curves.append(measured(name, (at_once(service, number) for number in CALLERS)))
+        curves.append(measured(name, (at_once(service, number, clock) for number in CALLERS)))
     with local_service() as service:  # another: what it has had it keeps
         name = "pixels a side: seconds of a megapixel and step"
-        curves.append(measured(name, (of_size(service, size) for size in SIZES)))
+        curves.append(measured(name, (of_size(service, size, clock) for size in SIZES)))
     name = "replicas, each with its part of the cores, 64 px: seconds of a picture"
-    curves.append(measured(name, map(of_replicas, REPLICAS)))
-    if options.plot:
-        plot(curves, options.plot)
+    curves.append(measured(name, (of_replicas(number, clock) for number in REPLICAS)))
+    return curves
 
 
 def measured(name: str, points: Iterable[Point]) -> Curve:
@@ -63,26 +70,28 @@ def measured(name: str, points: Iterable[Point]) -> Curve:
     return curve
 
 
-def at_once(service: LocalService, number: int) -> Point:
-    outcome = _run(service, _calls(max(64, 4 * number), 64), number)
-    return Point(number, 1 / outcome, _megabytes(service))
+def at_once(service: LocalService, number: int, clock: MachineClock) -> Point:
+    rate = _run(service, _calls(max(64, 4 * number), 64), number, clock)
+    return Point(number, 1 / rate, _megabytes(service))
 
 
-def of_size(service: LocalService, size: int) -> Point:
+def of_size(service: LocalService, size: int, clock: MachineClock) -> Point:
     """Alone in the service, thrice."""
-    rate = _run(service, _calls(3, size), 1)
+    rate = _run(service, _calls(3, size), 1, clock)
     return Point(size, 1 / rate / (size * size / 1e6) / _STEPS, _megabytes(service))
 
 
-def of_replicas(number: int) -> Point:
+def of_replicas(number: int, clock: MachineClock) -> Point:
     with local_service(num_generators=number) as service:
-        rate = _run(service, _calls(256, 64), 64)
+        rate = _run(service, _calls(256, 64), 64, clock)
         return Point(number, 1 / rate, _megabytes(service))
 
 
-def _run(service: LocalService, wanted: Sequence[Call], concurrency: int) -> float:
+def _run(
+    service: LocalService, wanted: Sequence[Call], concurrency: int, clock: MachineClock
+) -> float:
     """Pictures a second, once the service is warm."""
-    client = Client(service.url, _STEPS)
+    client = Client(service.url, _STEPS, now=clock.now)
     asyncio.run(client.closed_loop(wanted[:1], 1))
     outcome = asyncio.run(client.closed_loop(wanted, concurrency))
     assert not outcome.num_failed
