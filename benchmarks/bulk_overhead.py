@@ -116,7 +116,7 @@ class Timer:
         now = time.perf_counter()
         seconds, self._last = seconds or now - self._last, now
         per_s = self._num_rows / seconds
-        memory_mb = psutil.Process().memory_info().rss / 2**20
+        memory_mb = psutil.Process().memory_info().rss / 1e6
         self._phases.append(f"{phase} in {seconds:.1f} s ({per_s:.0f}/s), {memory_mb:.0f} MB")
 
     def report(self) -> str:

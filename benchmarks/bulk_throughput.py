@@ -20,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine_clock import MachineClock, by_perf_counter
+from machine_clock import MachineClock
 
 from batch.output_folder import OutputFolder
 from batch.plan import read_plan, shard_file
@@ -80,6 +81,11 @@ def finished_by_job(folder: Path, output: Path, arguments: Sequence[str]) -> lis
     return [
         Finished(by_perf_counter(row["finished_at"]), row["num_inference_steps"]) for row in rows
     ]
+
+
+def by_perf_counter(moment: datetime) -> float:
+    """`moment`, which another process noted, as `perf_counter` has it."""
+    return moment.timestamp() + time.perf_counter() - time.time()
 
 
 def finished_by_engines(output: Path, number: int) -> list[list[Finished]]:

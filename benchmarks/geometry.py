@@ -57,7 +57,7 @@ from transformers import (
 from batch.output_folder import OutputFolder
 from batch.plan import RunSettings, make_plan
 from batch.prompts import PromptTable
-from batch.render import Job, Workers, render_shards, start_ledger
+from batch.render import Job, Workers, metadata_file, render_shards, start_ledger
 from jobs.renderers import start_ray
 from shared.config import EngineConfig, ModelConfig
 from shared.cpu_workers import CPU_WORKER
@@ -70,9 +70,9 @@ Request = dict[str, Any]
 
 
 class Turn(NamedTuple):
-    """Requests from one moment of `perf_counter` to another, and so many seconds in the model.
+    """Requests from one moment of `perf_counter` to another, with so many seconds in forwards.
 
-    Memory is that of the process with the model, after them.
+    Memory is the main one's, of the process with the model, after them.
     """
 
     begun_s: float
@@ -82,7 +82,7 @@ class Turn(NamedTuple):
 
     @property
     def no_forward(self) -> float:
-        """A part of the whole."""
+        """A part of the whole, by the wall's clock."""
         return 1 - self.forwards_s / (self.ended_s - self.begun_s)
 
     def told(self, clock: MachineClock) -> str:
@@ -103,7 +103,6 @@ def main() -> None:
         for name in options.models:
             with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as folder:
                 model = Path(folder, name)
-                # In a process of its own: what it takes would be missing here.
                 subprocess.run([sys.executable, __file__, f"--make={model}"], check=True)
                 compare(model, options, clock)
 
@@ -145,7 +144,7 @@ def in_engine(model: Path, turns: list[list[Request]], num_cpus: int) -> list[Tu
     """In a process of its own: what it takes would be missing here."""
     command = [sys.executable, __file__, f"--engine-of={model}", f"--requests={json.dumps(turns)}"]
     environment = os.environ | CPU_WORKER | {"OMP_NUM_THREADS": str(num_cpus)}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return [Turn(*each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -170,8 +169,7 @@ def in_service(model: Path, turns: list[list[Request]], num_cpus: int) -> Turn:
     with local_service(model={"name": str(model)}, num_cpus=num_cpus) as service:
 
         def ask(request: Request) -> None:
-            answer = httpx.post(f"{service.url}/imagine", json=request, timeout=None)
-            answer.raise_for_status()
+            httpx.post(f"{service.url}/imagine", json=request, timeout=None).raise_for_status()
 
         def forwards_s() -> float:
             return float(httpx.get(f"{service.url}/stats").json()["busy_s"])
@@ -205,7 +203,9 @@ class TellingRenderer(Renderer):
 def in_job(model: Path, requests: list[Request], num_cpus: int) -> Turn:
     """From where the engine was given the first picture to where all were committed."""
     config = ModelConfig(name=str(model))
-    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp") as name:
+    # As local_service has them.
+    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        os.environ["RAY_TMPDIR"] = name
         source, told = Path(name, "prompts.parquet"), Path(name, "told.json")
         pq.write_table(pa.Table.from_pylist(requests), source)
         table, output = PromptTable(str(source)), OutputFolder(f"{name}/out")
@@ -218,12 +218,15 @@ def in_job(model: Path, requests: list[Request], num_cpus: int) -> Turn:
         )
         (shard,) = make_plan(table, output, settings).shards
         start_ray()
+        assert num_cpus <= ray.cluster_resources()["CPU"], "fewer are this container's: --num-cpus"
         engine = partial(TellingRenderer, config, EngineConfig(), told)
         job = Job(output.location, settings.format, engine)
         workers = Workers(concurrency=1, num_cpus=num_cpus, num_gpus=NUM_GPUS)
         next(render_shards([shard], job, workers, start_ledger()))
         ended_s = time.perf_counter()
         ray.shutdown()
+        rows = output.read_table(metadata_file(shard)).to_pylist()
+        assert {row["status"] for row in rows} == {"ok"}, rows
         return Turn(*json.loads(told.read_text()))._replace(ended_s=ended_s)
 
 

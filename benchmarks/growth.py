@@ -5,7 +5,7 @@ python benchmarks/growth.py --plot growth.png
 
 Flat is what they should be: a picture's seconds (of the whole service: time over pictures) at any
 number of callers, the seconds of a megapixel and step at any size, the memory of a replica at any
-number of them. They are those of a machine clock. That of prompts in a bulk job: bulk_overhead.py.
+number of them. Seconds are those of a machine clock. Of prompts in a bulk job: bulk_overhead.py.
 """
 
 import argparse

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from engine_rates import Rates, Sample, rates
-from local_service import LocalService, local_service
+from local_service import NUM_CPUS, LocalService, local_service
 from machine_clock import MachineClock
 from workloads import (
     MEAN_STEPS,
@@ -233,7 +233,10 @@ def _parse() -> argparse.Namespace:
         "--num-cpus", type=float, help="of each generator (default: its part of all)"
     )
     parser.add_argument("--rounds", type=int, default=1)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if (options.num_cpus or 0) * options.num_generators > NUM_CPUS:
+        parser.error(f"--num-cpus, --num-generators: there are {NUM_CPUS}")
+    return options
 
 
 if __name__ == "__main__":

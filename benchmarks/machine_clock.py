@@ -13,7 +13,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
 from typing import NamedTuple, Self
 
 import torch
@@ -23,11 +22,6 @@ from shared.pipeline import default_dtype
 
 _BETWEEN_S = 0.4
 _NUM_TRIED = 100
-
-
-def by_perf_counter(moment: datetime) -> float:
-    """`moment`, which another process noted, as `perf_counter` has it."""
-    return moment.timestamp() + time.perf_counter() - time.time()
 
 
 class _Look(NamedTuple):

@@ -93,7 +93,8 @@ def text_about(program: str) -> str:
         "jobs.render": jobs.render.main,
     }
     if program not in mains:  # a benchmark, which may take options of the doors too
-        return "".join((REPO / each).read_text() for each in (program, "shared/arguments.py"))
+        files = (program, "benchmarks/arguments.py", "shared/arguments.py")
+        return "".join((REPO / each).read_text() for each in files)
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
         mains[program](["--help"])
     return printed.getvalue()
