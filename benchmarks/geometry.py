@@ -44,7 +44,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from local_service import NUM_GPUS, local_service
+from local_service import NUM_GPUS, local_service, ray_folder
 from machine_clock import MachineClock
 from torch import nn
 from transformers import (
@@ -72,7 +72,7 @@ Request = dict[str, Any]
 class Turn(NamedTuple):
     """Requests from one moment of `perf_counter` to another, with so many seconds in forwards.
 
-    Memory is the main one's, of the process with the model, after them.
+    Memory is what the process with the model has of the machine's (not of a GPU's) after them.
     """
 
     begun_s: float
@@ -203,9 +203,7 @@ class TellingRenderer(Renderer):
 def in_job(model: Path, requests: list[Request], num_cpus: int) -> Turn:
     """From where the engine was given the first picture to where all were committed."""
     config = ModelConfig(name=str(model))
-    # As local_service has them.
-    with tempfile.TemporaryDirectory(prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        os.environ["RAY_TMPDIR"] = name
+    with ray_folder() as name:
         source, told = Path(name, "prompts.parquet"), Path(name, "told.json")
         pq.write_table(pa.Table.from_pylist(requests), source)
         table, output = PromptTable(str(source)), OutputFolder(f"{name}/out")

@@ -110,15 +110,22 @@ class LocalService:
 
 
 @contextmanager
-def local_service(
-    *, num_generators: int = 1, cluster_cpus: int = NUM_CPUS, **args: Any
-) -> Iterator[LocalService]:
-    """Of the bundled model, with these arguments of the service."""
+def ray_folder() -> Iterator[str]:
+    """A folder for a while, which the clusters that this process starts take for their files."""
     # Short, since it holds sockets; and the last processes may still be writing into it.
     with tempfile.TemporaryDirectory(
         prefix="sdr-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
         os.environ["RAY_TMPDIR"] = folder
+        yield folder
+
+
+@contextmanager
+def local_service(
+    *, num_generators: int = 1, cluster_cpus: int = NUM_CPUS, **args: Any
+) -> Iterator[LocalService]:
+    """Of the bundled model, with these arguments of the service."""
+    with ray_folder():
         service = LocalService(cluster_cpus)
         try:
             service.deploy(num_generators=num_generators, **args)
