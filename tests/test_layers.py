@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shared.engine.each_core import EachCore
 from shared.engine.layers import rows_kept_apart
 
 # A layer, and the shape of a row. On processors with AMX torch's own give rows of most of these
@@ -99,6 +100,17 @@ def test_groups_are_normalised_alike_after_packed_convolutions(side: int) -> Non
         for number in range(2, 17):
             assert torch.equal(module(rows[-number:]), expected[-number:]), number
     assert (expected - own).abs().max() <= 2**-5  # one bit of the largest, which are below 8
+
+
+@pytest.mark.skipif(torch.get_num_threads() != 2, reason="two threads have whole pictures each")
+@torch.no_grad()
+def test_large_pictures_are_normalised_alike_by_one_thread_and_two() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 64, 3, padding=1), nn.GroupNorm(32, 64)).bfloat16()
+    with rows_kept_apart(module):
+        for number in (2, 3, 5):
+            rows = torch.randn(number, 4, 33, 33).bfloat16()
+            alone = EachCore().parts(lambda tensors: module(tensors[0]))
+            assert torch.equal(alone([rows]), module(rows)), number
 
 
 def delicate_values(layer: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -43,8 +43,14 @@ _MOST_LINES = 64  # beyond, the lines are tokens and not rows
 # oneDNN has another algorithm for so few pixels of some numbers of channels and of rows.
 _FEW_PIXELS = 4
 
-# From here on torch normalises groups in channels_last by shares of pixels (feature_map_threshold).
+# From here on torch normalises groups in channels_last by shares of pixels (feature_map_threshold):
+# the pixels of all pictures together are shared out among threads.
 _MANY_PIXELS = 1024
+# Whole pictures to each thread. With more threads, most would wait where there are few pictures.
+_FEW_THREADS = 2
+
+# The number of torch's threads, in a recording: who replays it says how many there are then.
+NUM_THREADS = torch.tensor(1)
 
 _CLASSES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.GELU, GELU, GEGLU)
 
@@ -93,6 +99,15 @@ def plain_layers() -> Iterator[None]:
         yield
     finally:
         _are_plain.reset(token)
+
+
+def num_threads() -> Tensor:
+    """How many threads torch has for an operation, in this one."""
+    is_recorded = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return NUM_THREADS if is_recorded else _tensor(torch.get_num_threads())
+
+
+_tensor = functools.cache(torch.tensor)
 
 
 def arranged_weights(module: nn.Module) -> list[Tensor]:
@@ -221,15 +236,16 @@ def _convolution(
 def _by_picture(layer: nn.GroupNorm) -> _Layer:
     """A GroupNorm after packed convolutions, which leave pictures in channels_last.
 
-    Small ones it takes several times as long for as they are; in large ones threads share pixels
-    of all pictures together.
+    Small ones it takes several times as long for as they are.
     """
     own = layer.forward
 
     def forward(pictures: Tensor) -> Tensor:
         if _is_read():
             return own(pictures)
-        return _group_norm(pictures, layer.num_groups, layer.weight, layer.bias, layer.eps)
+        return _group_norm(
+            pictures, layer.num_groups, layer.weight, layer.bias, layer.eps, num_threads()
+        )
 
     return forward
 
@@ -241,12 +257,20 @@ def _group_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    threads: Tensor,
     many_pixels: int = _MANY_PIXELS,
+    few_threads: int = _FEW_THREADS,
 ) -> Tensor:
     if pictures.is_contiguous() or pictures[0, 0].numel() < many_pixels:
-        return F.group_norm(pictures.contiguous(), num_groups, weight, bias, eps)
-    each = [F.group_norm(one, num_groups, weight, bias, eps) for one in torch.split(pictures, 1)]
-    return torch.cat(each)
+        normed = F.group_norm(pictures.contiguous(), num_groups, weight, bias, eps)
+        return normed.contiguous(memory_format=torch.channels_last) if normed.dim() == 4 else normed
+    number, shares = pictures.size(0), int(threads)
+    if shares > few_threads:
+        alone = torch.split(pictures, 1)
+        return torch.cat([F.group_norm(one, num_groups, weight, bias, eps) for one in alone])
+    if number % shares != 0:
+        pictures = torch.cat([pictures, pictures[:1]])
+    return F.group_norm(pictures, num_groups, weight, bias, eps)[:number]
 
 
 def _in_pieces(own: _Layer) -> _Layer:
@@ -277,21 +301,21 @@ def _evenly(own: _Layer, kind: str) -> _Layer:
     def activate(elements: Tensor) -> Tensor:
         if not elements.is_cpu or _is_read():
             return own(elements)
-        return _activate(elements, kind, torch.get_num_threads())
+        return _activate(elements, kind, num_threads())
 
     return activate
 
 
 @_with_all_its_ways
 def _activate(
-    elements: Tensor, kind: str, threads: int, vectors_bytes: int = _VECTORS_BYTES
+    elements: Tensor, kind: str, threads: Tensor, vectors_bytes: int = _VECTORS_BYTES
 ) -> Tensor:
     is_last = False
     if not elements.is_contiguous():  # torch's choice of kernel depends on it
         is_last = elements.is_contiguous(memory_format=torch.channels_last)
         elements = elements.permute(0, 2, 3, 1) if is_last else elements.contiguous()
     unit = vectors_bytes // elements.element_size()
-    sizes = _even_pieces(elements.numel(), unit, threads)
+    sizes = _even_pieces(elements.numel(), unit, int(threads))
     if len(sizes) == 1:
         activated = _activated(elements, kind)
     else:

@@ -19,7 +19,7 @@ from torch.jit._trace import TracerWarning
 
 from shared.engine.each_core import EachCore, Faster, Replay
 from shared.engine.flat_forward import PLAIN, TENSOR, FlatForward, Rest, split
-from shared.engine.layers import arranged_weights
+from shared.engine.layers import NUM_THREADS, arranged_weights, num_threads
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class RecordedForward:
             warnings.simplefilter("ignore", DeprecationWarning)
             graph, _ = torch._C._create_graph_by_tracing(
                 lambda *given: flat(*given[: len(tensors)]),
-                (*tensors, *weights),
+                (*tensors, *weights, NUM_THREADS),
                 lambda _: "",  # names of variables, for who reads the graph
                 True,
                 False,
@@ -139,7 +139,7 @@ class RecordedForward:
         def replay(tensors: Sequence[Tensor]) -> Tensor:
             # Else it is run twice to look at sizes, and made anew for each that comes after.
             with optimized_execution(False):
-                made: Tensor = function(*tensors, *weights)
+                made: Tensor = function(*tensors, *weights, num_threads())
                 return made
 
         return replay
