@@ -1,10 +1,14 @@
 """Layers as the engine runs them: a row's bits whatever the company, and rounded as torch does."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from shared.engine.each_core import EachCore
 from shared.engine.layers import rows_kept_apart
@@ -111,6 +115,64 @@ def test_large_pictures_are_normalised_alike_by_one_thread_and_two() -> None:
             rows = torch.randn(number, 4, 33, 33).bfloat16()
             alone = EachCore().parts(lambda tensors: module(tensors[0]))
             assert torch.equal(alone([rows]), module(rows)), number
+
+
+class Keys(TorchFunctionMode):
+    """The numbers of keys that attention is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers: set[int] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.numbers.add(args[1].size(-2))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+@torch.no_grad()
+def test_text_fills_vectors_and_what_fills_them_is_not_looked_at(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    layer = Attention(64, cross_attention_dim=32, heads=4, dim_head=16).to(dtype)
+    rows, text = torch.randn(9, 81, 64, dtype=dtype), torch.randn(9, 77, 32, dtype=dtype)
+    own = layer(rows, text)
+    with rows_kept_apart(layer):
+        with Keys() as keys:
+            expected = torch.cat([layer(rows[n, None], text[n, None]) for n in range(9)])
+            assert keys.numbers == {80}
+            layer(rows[:, :16], text)
+            assert keys.numbers == {80, 77}  # few queries: it would take longer
+        for number in range(2, 10):
+            assert torch.equal(layer(rows[-number:], text[-number:]), expected[-number:]), number
+        half = torch.zeros(9, 1, 77, dtype=dtype)
+        half[..., 40:] = -torch.inf
+        masked = layer(rows, text, attention_mask=half)
+    assert (expected - own).abs().max() <= tolerance
+    assert (masked - layer(rows, text[:, :40])).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    "does_more",
+    [
+        {"residual_connection": True},
+        {"rescale_output_factor": 2.0},
+        {"cross_attention_norm": "layer_norm"},
+        {"qk_norm": "layer_norm"},
+        {"processor": AttnProcessor()},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_attention_that_does_more_is_left_as_it_is(does_more: dict[str, Any]) -> None:
+    layer = Attention(64, cross_attention_dim=32, **does_more)
+    rows, text = torch.randn(2, 81, 64), torch.randn(2, 77, 32)
+    own = layer(rows, text)
+    with rows_kept_apart(layer):
+        assert torch.equal(layer(rows, text), own)
 
 
 def delicate_values(layer: nn.Module, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from shared.config import EngineConfig, ModelConfig
@@ -257,13 +258,16 @@ def test_layers_of_the_engine_are_recorded_with_all_their_ways(
         nn.GELU(),
     ).to(dtype)
     lines = nn.Sequential(nn.Linear(4, 1000), nn.SiLU(), GEGLU(1000, 64)).to(dtype)
-    module = nn.ModuleList([pictures, lines])
+    to_text = Attention(64, cross_attention_dim=4, heads=4, dim_head=16).to(dtype)
+    module = nn.ModuleList([pictures, lines, to_text])
     num_calls = 0
 
     def own(sample: Tensor) -> tuple[Tensor]:
         nonlocal num_calls
         num_calls += 1
-        return (pictures(sample) + lines(sample.mean((2, 3)))[:, :, None, None],)
+        made = pictures(sample) + lines(sample.mean((2, 3)))[:, :, None, None]
+        text = sample.flatten(2).mT[:, 1:]  # of a number that fills no vectors
+        return (to_text(made.flatten(2).mT, text),)
 
     all_rows = (3, 1, 2, 17, 32)
     with rows_kept_apart(module):

@@ -8,6 +8,8 @@ was found to keep a row's bits (docs/decisions.md), as far as layers can by them
 - Elsewhere, Linear layers whose input has one line per row (embeddings of time and pooled text) run
   on a fixed number of lines. They are so small that this costs next to nothing.
 - On a CPU, activations are cut among threads only where a vector of elements ends.
+
+And cross-attention there is over as many keys as fill vectors, which is faster.
 """
 
 import functools
@@ -15,10 +17,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.activations import GEGLU, GELU
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,6 +55,11 @@ _FEW_THREADS = 2
 # The number of torch's threads, in a recording: who replays it says how many there are then.
 NUM_THREADS = torch.tensor(1)
 
+# torch's softmax takes keys in vectors, of 16 in the widest processors, and what is left one by
+# one. Of few queries that is soon done.
+_VECTOR_KEYS = 16
+_FEW_QUERIES = 64
+
 _CLASSES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.GELU, GELU, GEGLU)
 
 _are_plain = ContextVar("plain layers", default=False)
@@ -74,6 +82,7 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
     """Within it, the module's layers give a row the same bits, as far as they can by themselves."""
     by_row = multiplies_by_row(module)
     packs = by_row and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_on_cpu = device_type(module) == "cpu"
     with ExitStack() as stack:
         for layer in module.modules():
             if packs and isinstance(layer, nn.Linear) and _is_multiplying(layer):
@@ -88,6 +97,8 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
                 method = "gelu" if isinstance(layer, GELU | GEGLU) else "forward"
                 even = _evenly(getattr(layer, method), _kind(layer))
                 stack.enter_context(replaced(layer, method, even))
+            elif is_on_cpu and isinstance(layer, Attention):
+                stack.enter_context(replaced(layer, "forward", _with_even_keys(layer)))
         yield
 
 
@@ -347,6 +358,58 @@ def _even_size(numel: int, unit: int, threads: int, grain: int = _GRAIN) -> int:
         numel -= numel % (shares * unit)
         shares = max(1, min(threads, (numel + grain - 1) // grain))
     return numel
+
+
+def _is_plain(layer: Attention) -> bool:
+    """Whether it is attention and nothing else; pipelines may change its processor for a while."""
+    others = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "residual_connection")
+    is_stock = type(layer.processor) is AttnProcessor2_0 and layer.rescale_output_factor == 1
+    return is_stock and not any(getattr(layer, other) for other in others)
+
+
+def _with_even_keys(layer: Attention) -> Callable[..., Tensor]:
+    own = layer.forward
+
+    def forward(
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        is_of_all = encoder_hidden_states is not None and attention_mask is None and not others
+        if not is_of_all or hidden_states.ndim != 3 or not _is_plain(layer) or _is_read():
+            made: Tensor = own(hidden_states, encoder_hidden_states, attention_mask, **others)
+            return made
+        query = layer.to_q(hidden_states)
+        key, value = layer.to_k(encoder_hidden_states), layer.to_v(encoder_hidden_states)
+        heads = [
+            each.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for each in (query, key, value)
+        ]
+        made = _attention(*heads).transpose(1, 2).flatten(2)
+        for last in layer.to_out:
+            made = last(made)
+        return made
+
+    return forward
+
+
+@_with_all_its_ways
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector_keys: int = _VECTOR_KEYS,
+    few_queries: int = _FEW_QUERIES,
+) -> Tensor:
+    """As many keys as fill vectors: others beside them, of which nothing is taken."""
+    number = key.size(-2)
+    missing = -number % vector_keys
+    if missing == 0 or query.size(-2) < few_queries:
+        return F.scaled_dot_product_attention(query, key, value)
+    of_keys = torch.zeros([1, 1, 1, number], dtype=query.dtype, device=query.device)
+    mask = F.pad(of_keys, [0, missing], value=float("-inf"))
+    key, value = F.pad(key, [0, 0, 0, missing]), F.pad(value, [0, 0, 0, missing])
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def _is_read() -> bool:
