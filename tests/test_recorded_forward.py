@@ -279,6 +279,24 @@ def test_layers_of_the_engine_are_recorded_with_all_their_ways(
     assert num_calls == len(all_rows) + 1
 
 
+class Divided(CountingWave):
+    def forward(self, sample: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        self.num_calls += 1
+        rounded = sample.div(1, rounding_mode="floor") + sample.int() / 1
+        return (sample / 1 + sample / 1.0 + sample / 2 + rounded,)
+
+
+def test_divisions_by_one_are_left_out() -> None:
+    module, sample = Divided(), torch.randn(2, 4, 8, 12)
+    recorded = RecordedForward(module, module.forward)
+    recorded(sample=sample)
+    with torch.profiler.profile() as told:
+        recorded(sample=sample)
+    assert module.num_calls == 2  # of which one to record it
+    divisions = [event.count for event in told.key_averages() if event.key == "aten::div"]
+    assert divisions == [3]
+
+
 def test_nothing_is_left_of_a_recording() -> None:
     def megabytes() -> float:
         gc.collect()

@@ -134,6 +134,7 @@ class RecordedForward:
                 True,
                 False,
             )
+        _leave_out_divisions_by_one(graph)
         function = torch._C._create_function_from_graph("forward", graph)
 
         def replay(tensors: Sequence[Tensor]) -> Tensor:
@@ -143,6 +144,24 @@ class RecordedForward:
                 return made
 
         return replay
+
+
+def _leave_out_divisions_by_one(graph: torch.Graph) -> None:
+    """A diffusers model has one or more in each block."""
+    for division in graph.findAllNodes("aten::div"):  # type: ignore[attr-defined]
+        divided, divisor, *rounding = division.inputs()
+        dtypes = {value.type().scalarType() for value in (divided, division.output())}
+        if _is_number(divisor, 1) and len(dtypes) == 1 and not rounding:
+            division.output().replaceAllUsesWith(divided)
+            division.destroy()
+
+
+def _is_number(value: torch._C.Value, number: float) -> bool:
+    """Whether it is that constant, of which the tracer makes a tensor without dimensions."""
+    if value.node().kind() != "prim::Constant":
+        return False
+    constant = torch.as_tensor(value.toIValue(), dtype=torch.float64)
+    return torch.equal(constant, torch.tensor(number, dtype=torch.float64))
 
 
 def _is_one(output: Any) -> bool:
