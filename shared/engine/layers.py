@@ -52,7 +52,8 @@ _MANY_PIXELS = 1024
 # Whole pictures to each thread. With more threads, most would wait where there are few pictures.
 _FEW_THREADS = 2
 
-# The number of torch's threads, in a recording: who replays it says how many there are then.
+# The number of torch's threads, in a recording, of which it has to be an input: who replays it
+# says how many there are then.
 NUM_THREADS = torch.tensor(1)
 
 # torch's softmax takes keys in vectors, of 16 in the widest processors, and what is left one by
@@ -60,7 +61,7 @@ NUM_THREADS = torch.tensor(1)
 _VECTOR_KEYS = 16
 _FEW_QUERIES = 64
 
-_CLASSES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.GELU, GELU, GEGLU)
+_CLASSES = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.GELU, GELU, GEGLU, Attention)
 
 _are_plain = ContextVar("plain layers", default=False)
 
@@ -90,14 +91,14 @@ def rows_kept_apart(module: nn.Module) -> Iterator[None]:
             elif packs and isinstance(layer, nn.Conv2d) and _is_multiplying(layer):
                 stack.enter_context(replaced(layer, "forward", _PackedConvolution(layer)))
             elif packs and isinstance(layer, nn.GroupNorm) and _is_own(layer):
-                stack.enter_context(replaced(layer, "forward", _by_picture(layer)))
+                stack.enter_context(replaced(layer, "forward", _by_whole_pictures(layer)))
             elif isinstance(layer, nn.Linear) and not by_row:
                 stack.enter_context(replaced(layer, "forward", _in_pieces(layer.forward)))
             elif isinstance(layer, nn.SiLU | nn.GELU | GELU | GEGLU) and _is_own(layer):
                 method = "gelu" if isinstance(layer, GELU | GEGLU) else "forward"
                 even = _evenly(getattr(layer, method), _kind(layer))
                 stack.enter_context(replaced(layer, method, even))
-            elif is_on_cpu and isinstance(layer, Attention):
+            elif is_on_cpu and isinstance(layer, Attention) and _is_own(layer):
                 stack.enter_context(replaced(layer, "forward", _with_even_keys(layer)))
         yield
 
@@ -244,10 +245,10 @@ def _convolution(
     return made[:, :, : sides[0], : sides[1]] if has_few else made
 
 
-def _by_picture(layer: nn.GroupNorm) -> _Layer:
-    """A GroupNorm after packed convolutions, which leave pictures in channels_last.
+def _by_whole_pictures(layer: nn.GroupNorm) -> _Layer:
+    """A GroupNorm between packed convolutions, which want pictures in channels_last.
 
-    Small ones it takes several times as long for as they are.
+    For small ones it takes several times as long as they are then.
     """
     own = layer.forward
 
@@ -360,8 +361,8 @@ def _even_size(numel: int, unit: int, threads: int, grain: int = _GRAIN) -> int:
     return numel
 
 
-def _is_plain(layer: Attention) -> bool:
-    """Whether it is attention and nothing else; pipelines may change its processor for a while."""
+def _only_attends(layer: Attention) -> bool:
+    """Whether that is all; pipelines may give it another processor for a while."""
     others = ("spatial_norm", "group_norm", "norm_cross", "norm_q", "norm_k", "residual_connection")
     is_stock = type(layer.processor) is AttnProcessor2_0 and layer.rescale_output_factor == 1
     return is_stock and not any(getattr(layer, other) for other in others)
@@ -377,7 +378,7 @@ def _with_even_keys(layer: Attention) -> Callable[..., Tensor]:
         **others: Any,
     ) -> Tensor:
         is_of_all = encoder_hidden_states is not None and attention_mask is None and not others
-        if not is_of_all or hidden_states.ndim != 3 or not _is_plain(layer) or _is_read():
+        if _is_read() or not is_of_all or hidden_states.ndim != 3 or not _only_attends(layer):
             made: Tensor = own(hidden_states, encoder_hidden_states, attention_mask, **others)
             return made
         query = layer.to_q(hidden_states)

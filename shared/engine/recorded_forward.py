@@ -2,7 +2,8 @@
 
 Small forwards are mostly the start of their operations. Between two of them Python takes some
 microseconds of the engine's thread, and others of the process take turns with it: a replay holds
-no lock of Python's. It is the same operations on the same weights, and gives the same bits.
+no lock of Python's. It is the same operations on the same weights, but for divisions by one, and
+gives the same bits.
 """
 
 import logging
@@ -150,8 +151,11 @@ def _leave_out_divisions_by_one(graph: torch.Graph) -> None:
     """A diffusers model has one or more in each block."""
     for division in graph.findAllNodes("aten::div"):  # type: ignore[attr-defined]
         divided, divisor, *rounding = division.inputs()
-        dtypes = {value.type().scalarType() for value in (divided, division.output())}
-        if _is_number(divisor, 1) and len(dtypes) == 1 and not rounding:
+        if rounding or not _is_number(divisor, 1):
+            continue
+        is_as_it_was = divided.type().scalarType() == division.output().type().scalarType()
+        # Who else has it might write over it.
+        if is_as_it_was and len(divided.uses()) == 1 and divided.node().kind() != "prim::Param":
             division.output().replaceAllUsesWith(divided)
             division.destroy()
 
