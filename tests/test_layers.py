@@ -155,7 +155,7 @@ def test_text_fills_vectors_and_what_fills_them_is_not_looked_at(
         {"norm_num_groups": 32},
         {"processor": AttnProcessor()},
     ],
-    ids=str,
+    ids=lambda does_more: next(iter(does_more)),
 )
 @torch.no_grad()
 def test_attention_that_does_more_is_left_as_it_is(does_more: dict[str, Any]) -> None:
