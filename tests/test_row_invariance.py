@@ -90,20 +90,22 @@ def test_the_assumed_rule_holds_here() -> None:
     assert set(COUNTS) & set(default_rule(call).counts) <= set(found.counts)
 
 
-def test_the_assumed_rule_holds_with_other_numbers_of_threads() -> None:
-    # In a process of its own: threads that have been started slow down all later forwards.
-    code = "from tests.test_row_invariance import *; check_the_assumed_rule([1, 2, 3, 4])"
+def check_in_a_new_process(call: str) -> None:
+    """Of a function of this file: threads that have been started slow down all later forwards."""
+    code = f"from tests.test_row_invariance import *; {call}"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_assumed_rule_holds_with_other_numbers_of_threads() -> None:
+    check_in_a_new_process("check_the_assumed_rule([1, 2, 3, 4])")
 
 
 @pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs oneDNN in bfloat16"
 )
 def test_one_thread_and_two_give_the_same_bits_in_bfloat16() -> None:
-    code = "from tests.test_row_invariance import *; check_one_thread_and_two()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    check_in_a_new_process("check_one_thread_and_two()")
 
 
 @torch.no_grad()
