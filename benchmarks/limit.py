@@ -2,9 +2,9 @@
 
 echo | python benchmarks/limit.py --size 128 --mix steps
 
-limit           the module's own forwards, with diffusers' layers or the engine's, whichever are
-                faster
-limit-replayed  the same, with the denoiser's recorded as the engine does
+limit           the modules' own forwards, the denoiser's with diffusers' layers or the engine's,
+                whichever are faster
+limit-replayed  the same, recorded as the engine does
 
 Each has the number of rows where one takes least. For each line of its input it measures for some
 seconds and prints pictures a second, as JSON. compare.py has it measure just before and after each
@@ -12,27 +12,28 @@ system, as machines that are shared change from minute to minute; meanwhile it s
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from alternatives import Model
+from diffusers import DiffusionPipeline
 from machine_clock import MachineClock
-from rows import UNTIL_RECORDED, forwards, row_counts, seconds
+from rows import UNTIL_RECORDED, forwards, recorded, row_counts, seconds
 from workloads import MEAN_STEPS
 
 from shared.cpu_workers import CPU_WORKER, restart_with
-from shared.engine.compiled import compilable
 from shared.engine.layers import rows_kept_apart
 
 LIMIT, REPLAYED = "limit", "limit-replayed"
-_DECODE = "decode"
 _TURNS = 5
 
 
@@ -40,6 +41,11 @@ class Forward(NamedTuple):
     run: Callable[[int], Any]
     rows: int
     row_s: float  # the least that was seen
+
+
+class Modules(NamedTuple):
+    unet: Forward
+    decode: Forward
 
 
 class Limits:
@@ -98,7 +104,7 @@ def main() -> None:
 
 
 @contextmanager
-def bare_forwards(model: Model, size: int) -> Iterator[dict[str, Forward]]:
+def bare_forwards(model: Model, size: int) -> Iterator[dict[str, Modules]]:
     pipeline = model.pipeline
     unet, side = pipeline.unet, size // pipeline.vae_scale_factor
     theirs = _best(forwards(pipeline, side)["unet"], side)
@@ -107,28 +113,30 @@ def bare_forwards(model: Model, size: int) -> Iterator[dict[str, Forward]]:
             ours = _best(forwards(pipeline, side)["unet"], side)
         if ours.row_s < theirs.row_s:
             stack.enter_context(rows_kept_apart(unet))
-        own = unet.forward
-        stack.enter_context(compilable(unet, lambda: False))
-        found = forwards(pipeline, side)
-        yield {
-            LIMIT: _best(forwards(pipeline, side, own)["unet"], side),
-            REPLAYED: _best(found["unet"], side, warm_up=UNTIL_RECORDED),
-            _DECODE: _best(found["decode"], side),
-        }
+        own = _best_of_each(pipeline, side)
+        stack.enter_context(recorded(pipeline))
+        yield {LIMIT: own, REPLAYED: _best_of_each(pipeline, side, warm_up=UNTIL_RECORDED)}
 
 
-def measure(ways: Mapping[str, Forward], options: argparse.Namespace) -> dict[str, float]:
+def measure(ways: Mapping[str, Modules], options: argparse.Namespace) -> dict[str, float]:
     """Pictures a second, if only guided forwards and decodes took time."""
-    spent = dict.fromkeys(ways, 0.0)
-    rows = dict.fromkeys(ways, 0)
+    spent: Counter[Forward] = Counter()
+    rows: Counter[Forward] = Counter()
     until = time.perf_counter() + options.seconds
     while time.perf_counter() < until:
-        for name, forward in ways.items():
-            spent[name] += seconds(forward.run, forward.rows)
-            rows[name] += forward.rows
-    a_row = {name: spent[name] / rows[name] for name in ways}
-    decode = a_row.pop(_DECODE)
-    return {name: 1 / (2 * MEAN_STEPS[options.mix] * a_row[name] + decode) for name in a_row}
+        for forward in itertools.chain(*ways.values()):
+            spent[forward] += seconds(forward.run, forward.rows)
+            rows[forward] += forward.rows
+    a_row = {forward: spent[forward] / rows[forward] for forward in rows}
+    return {
+        name: 1 / (2 * MEAN_STEPS[options.mix] * a_row[unet] + a_row[decode])
+        for name, (unet, decode) in ways.items()
+    }
+
+
+def _best_of_each(pipeline: DiffusionPipeline, side: int, warm_up: int = 1) -> Modules:
+    found = forwards(pipeline, side)
+    return Modules(_best(found["unet"], side, warm_up), _best(found["decode"], side, warm_up))
 
 
 def _best(run: Callable[[int], Any], side: int, warm_up: int = 1) -> Forward:

@@ -1,6 +1,6 @@
 """Milliseconds per row of a UNet forward and of a decode, for each number of rows and size.
 
-The UNet's layers are the engine's, and its forwards are recorded as there.
+The UNet's layers are the engine's, and its forwards and decodes are recorded as there.
 
 python benchmarks/rows.py --sizes 128 256
 python benchmarks/rows.py --sizes 128 256 --compile openvino
@@ -9,7 +9,8 @@ python benchmarks/rows.py --sizes 128 256 --compile openvino
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = load_pipeline(ModelConfig(name=options.model, dtype=options.dtype))
     print(f"{pipeline.dtype} on {pipeline.device}, {torch.get_num_threads()} threads")
-    with rows_kept_apart(pipeline.unet), compilable(pipeline.unet, lambda: False):
+    with rows_kept_apart(pipeline.unet), recorded(pipeline):
         if options.compile:
             compile_(pipeline, options.compile)
         report(pipeline, options.sizes)
@@ -68,12 +69,21 @@ def row_counts(side: int) -> list[int]:
     return [n for n in _ROW_COUNTS if n * side**2 <= _MAX_LATENTS]
 
 
-def forwards(
-    pipeline: DiffusionPipeline, side: int, unet: Callable[..., Any] | None = None
-) -> dict[str, Callable[[int], Any]]:
-    """Of so many rows; `unet` in place of the pipeline's."""
+@contextmanager
+def recorded(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """As the engine has them: forwards and, on a CPU, decodes."""
+    is_on_cpu = pipeline.device.type == "cpu"
+    with (
+        compilable(pipeline.unet, lambda: False),
+        compilable(pipeline.vae, lambda: False, "decode", record_forwards=is_on_cpu),
+    ):
+        yield
+
+
+def forwards(pipeline: DiffusionPipeline, side: int) -> dict[str, Callable[[int], Any]]:
+    """Of so many rows, as they are now."""
     config, device, dtype = pipeline.unet.config, pipeline.device, pipeline.dtype
-    denoise = unet or pipeline.unet
+    denoise, decode = pipeline.unet.forward, pipeline.vae.decode
     most = max(_ROW_COUNTS)
     latents = torch.randn(most, config.in_channels, side, side, device=device, dtype=dtype)
     text = torch.randn(most, 77, config.cross_attention_dim, device=device, dtype=dtype)
@@ -85,7 +95,7 @@ def forwards(
             encoder_hidden_states=text[:n],
             return_dict=False,
         ),
-        "decode": lambda n: pipeline.vae.decode(latents[:n]),
+        "decode": lambda n: decode(z=latents[:n], return_dict=False),
     }
 
 

@@ -23,13 +23,13 @@ import torch
 from arguments import add_num_cpus
 from diffusers import DiffusionPipeline
 from in_thread import in_thread
+from rows import recorded
 from workloads import Client
 
 from shared.config import EngineConfig, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
 from shared.engine import DenoiseEngine
 from shared.engine.calls import replaced
-from shared.engine.compiled import compilable
 from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
@@ -72,7 +72,7 @@ def measure(
         render(engine, asked)
 
     def bare() -> float:
-        return in_thread(lambda: bare_loop(pipeline.unet, forwards))
+        return in_thread(lambda: bare_loop(pipeline, forwards))
 
     sides = {"engine": lambda: in_engine(pipeline, asked), "bare": bare}
     if url:
@@ -127,8 +127,8 @@ def over_http(url: str, asked: list[dict[str, Any]], steps: int) -> float:
 
 
 @torch.no_grad()
-def bare_loop(denoiser: torch.nn.Module, forwards: list[Forward]) -> float:
-    with rows_kept_apart(denoiser), compilable(denoiser, lambda: False):
+def bare_loop(pipeline: DiffusionPipeline, forwards: list[Forward]) -> float:
+    with rows_kept_apart(pipeline.unet), recorded(pipeline):
         return second_time(lambda: [forward() for forward in forwards])
 
 

@@ -164,6 +164,20 @@ def test_compiled_pictures_are_the_pipelines_own_in_any_company(
     assert max(np.abs(a - b).max() for a, b in zip(pictures, expected, strict=True)) < ONE_OF_255
 
 
+def test_only_the_denoiser_is_compiled(
+    small: DiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def told(_: Compilable, compiler: Compiler, kwargs: dict[str, Any]) -> None:
+        compiled.append((compiler, "timestep" in kwargs))
+
+    monkeypatch.setattr(Compilable, "compile", told)
+    with DenoiseEngine(small) as engine:
+        engine.compile("torch", prompt="a", width=64, height=128, num_inference_steps=2)
+    assert set(compiled) == {("torch", True)}
+
+
 def _again(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same request, with its noise from the start."""
     seed = kwargs["generator"].initial_seed()

@@ -24,7 +24,7 @@ Forward = Callable[..., Any]
 
 
 class Compilable:
-    """Calls a module's own forward, or what `compile` has made of it while no adapter is active.
+    """Calls a module's own `method`, or what `compile` has made of it while no adapter is active.
 
     With `record_forwards` either is recorded where that saves time: on a CUDA device as graphs, the
     module's own on a CPU by TorchScript. Whoever calls it from another thread than made it gets the
@@ -32,9 +32,14 @@ class Compilable:
     """
 
     def __init__(
-        self, module: nn.Module, is_adapted: Callable[[], bool], *, record_forwards: bool
+        self,
+        module: nn.Module,
+        is_adapted: Callable[[], bool],
+        method: str = "forward",
+        *,
+        record_forwards: bool,
     ) -> None:
-        self._module, self._own = module, module.forward
+        self._module, self._own = module, getattr(module, method)
         self._is_adapted = is_adapted
         self._thread = threading.get_ident()
         self._compiled: Forward | None = None
@@ -92,11 +97,15 @@ class Compilable:
 
 @contextmanager
 def compilable(
-    module: nn.Module, is_adapted: Callable[[], bool], *, record_forwards: bool = True
+    module: nn.Module,
+    is_adapted: Callable[[], bool],
+    method: str = "forward",
+    *,
+    record_forwards: bool = True,
 ) -> Iterator[None]:
-    """Within it, the module's forward is a Compilable."""
-    compilable = Compilable(module, is_adapted, record_forwards=record_forwards)
-    with replaced(module, "forward", compilable):
+    """Within it, the module's `method` is a Compilable."""
+    compilable = Compilable(module, is_adapted, method, record_forwards=record_forwards)
+    with replaced(module, method, compilable):
         yield
 
 

@@ -76,7 +76,7 @@ class Forwards:
     def compile(self, compiler: Compiler, call: StepCall) -> None:
         """Compile the call's module; what it raises is the compiler's."""
         method = call.call.method
-        if isinstance(method, Compilable):  # a decode is not
+        if isinstance(method, Compilable) and call.kind == "denoise":
             method.compile(compiler, step_batch.copies(call, _COMPILED_ROWS))
 
     def find_rule(self, call: StepCall) -> RowRule:

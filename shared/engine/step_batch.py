@@ -7,7 +7,7 @@ carry for a row's bits not to depend on its company is the `RowRule`'s to say.
 import itertools
 import weakref
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -69,14 +69,14 @@ def describe(call: ModuleCall) -> StepCall:
     declared = arguments_of(call.module, call.method.__name__)
     if declared is None:
         return StepCall(call, CallKey(id(call.module), object()))
-    sample = call.kwargs[declared.sample]
+    kwargs = {name: value for name, value in call.kwargs.items() if name not in declared.unused}
+    call = replace(call, kwargs=kwargs)
+    sample = kwargs[declared.sample]
     rows = sample.shape[0] if isinstance(sample, Tensor) else len(sample)
     columns: list[Column] = []
     places: list[_Place] = []
     signature: list[Any] = []
-    for name, value in call.kwargs.items():
-        if name in declared.unused:
-            continue
+    for name, value in kwargs.items():
         signature.append(name)
         if isinstance(value, PLAIN) and name not in declared.scalars:
             signature.append(value)
