@@ -23,7 +23,7 @@ from shared.engine.compiled import compilable
 from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
-_ROW_COUNTS = (1, 2, 4, 8, 16, 32)
+_ROW_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
 UNTIL_RECORDED = 8  # calls, and the faster way to replay it is known
 _MAX_LATENTS = 40_000  # larger forwards take too long, or too much memory, to tell anything
 
