@@ -11,13 +11,13 @@ from batch.output_folder import OutputFolder
 from batch.plan import Plan, shard_file
 from batch.records import planned_images
 from batch.render import CannotRender, ImageRenderer, Workers
-from shared.config import EngineConfig, Settings
+from shared.config import Settings
 from shared.cpu_workers import CPU_WORKER
 from shared.errors import EngineDead
 from shared.request import CanonicalRequest
 
-# As many as an engine renders at once, so that the sample is as fast as the run.
-_SAMPLE = EngineConfig().max_in_flight
+# Nearly as fast a picture as the run, where these are small, and soon done where they are large.
+_SAMPLE = 16
 
 
 class Estimate(Settings):

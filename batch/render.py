@@ -39,7 +39,7 @@ from shared.request import CanonicalRequest, GeneratedImage
 from shared.watchdog import end_process
 
 # Of one engine: the next ones feed it while the last pictures of a shard are finishing.
-SHARDS_AT_ONCE = 3
+SHARDS_AT_ONCE = 5
 # Enough that the engine never waits for a picture to be stored; the rest of the shards stays out of
 # memory until then.
 _IMAGES_AT_ONCE = 2 * EngineConfig().max_in_flight

@@ -113,7 +113,7 @@ class EngineConfig(Settings):
     encoded prompts that are kept. An engine that is at one step for `watchdog_timeout_s` is dead.
     """
 
-    max_in_flight: PositiveInt = 16
+    max_in_flight: PositiveInt = 32
     max_queued: PositiveInt = 256
     max_queued_bulk: PositiveInt = 16
     max_pixels_in_flight: PositiveInt = 16 * 1024 * 1024
