@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from shared.arguments import add_compile
 from shared.config import Compiler, ModelConfig
 from shared.cpu_workers import CPU_WORKER, restart_with
-from shared.engine.compiled import compilable
+from shared.engine.compiled import compilable, recorded_decode
 from shared.engine.layers import rows_kept_apart
 from shared.pipeline import load_pipeline
 
@@ -71,12 +71,7 @@ def row_counts(side: int) -> list[int]:
 
 @contextmanager
 def recorded(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """As the engine has them: forwards and, on a CPU, decodes."""
-    is_on_cpu = pipeline.device.type == "cpu"
-    with (
-        compilable(pipeline.unet, lambda: False),
-        compilable(pipeline.vae, lambda: False, "decode", record_forwards=is_on_cpu),
-    ):
+    with compilable(pipeline.unet, lambda: False), recorded_decode(pipeline.vae):
         yield
 
 

@@ -62,6 +62,12 @@ class FromTheMean(CountingWave):
         return (wave - sample.mean(),)
 
 
+class OutsideTorch(CountingWave):
+    def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor]:
+        (wave,) = super().forward(sample)
+        return (torch.from_numpy(np.negative(wave.numpy())),)
+
+
 class Two(CountingWave):
     def forward(self, sample: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (wave,) = super().forward(sample)
@@ -117,8 +123,9 @@ def test_what_depends_on_the_rows_is_called_as_it_is_where_they_differ() -> None
     recorded = RecordedForward(module, module.forward)
     replayed = [is_replayed(module, recorded, rows, 4, 8, 12) for rows in range(1, 9)]
     assert replayed == [True, True] + 6 * [False]
-    # Three calls each and one to compare with; examples have a row or two, and are traced once.
-    assert module.num_calls == 2 * (1 + 3) + 6 * (3 + 3) + 2
+    # Three calls each and one to compare with; examples have a row or two, are traced once, and
+    # compared once more.
+    assert module.num_calls == 2 * (1 + 3) + 6 * (3 + 3) + 2 * 2
 
 
 def test_what_cannot_be_recorded_is_called_as_it_is() -> None:
@@ -134,8 +141,26 @@ def test_what_draws_by_itself_is_called_as_it_is() -> None:
     random = Random()
     recorded = RecordedForward(random, random.forward)
     made = [recorded(sample=torch.zeros(2, 4, 8, 12))[0] for _ in range(3)]
-    assert random.num_calls == 3 + 1  # one is of the recording
+    assert random.num_calls == 3 + 2  # two are of the recording
     assert not torch.equal(made[1], made[2])
+
+
+def test_what_is_not_computed_by_torch_is_called_as_it_is() -> None:
+    module = OutsideTorch()
+    recorded = RecordedForward(module, module.forward)
+    assert not is_replayed(module, recorded, 2, 4, 8, 12)
+
+
+@pytest.mark.skipif(torch.get_num_threads() == 1, reason="one core has no parts")
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_rows_stay_together_where_they_are_to(
+    in_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = []
+    monkeypatch.setattr(recorded_forward, "Faster", lambda *ways: pairs.append(ways) or ways[0])
+    recorded = RecordedForward(nn.Identity(), lambda sample: (sample.sin(),), in_parts=in_parts)
+    recorded(sample=torch.randn(torch.get_num_threads(), 4, 8, 12))
+    assert len(pairs) == in_parts
 
 
 def test_what_fails_to_be_recorded_is_called_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
@@ -275,7 +300,7 @@ def test_layers_of_the_engine_are_recorded_with_all_their_ways(
             sample = torch.randn(rows, 4, side, side, dtype=dtype)
             first, second = recorded(sample=sample)[0], recorded(sample=sample)[0]
             assert torch.equal(first, second)
-    assert num_calls == len(all_rows) + 1
+    assert num_calls == len(all_rows) + 2
 
 
 class Divided(CountingWave):
@@ -291,7 +316,7 @@ def test_divisions_by_one_are_left_out_where_nobody_else_has_what_is_divided() -
     recorded(sample=sample)
     with torch.profiler.profile() as told:
         recorded(sample=sample)
-    assert module.num_calls == 2  # of which one to record it
+    assert module.num_calls == 3  # of which two to record it
     divisions = [event.count for event in told.key_averages() if event.key == "aten::div"]
     assert divisions == [4]
 
@@ -317,7 +342,10 @@ def test_pictures_are_those_of_an_engine_that_records_nothing(dtype: str) -> Non
     pipeline = load_pipeline(ModelConfig.model_validate({"dtype": dtype}))
     pipeline.set_progress_bar_config(disable=True)
     num_calls: Counter[tuple[bool, str]] = Counter()
-    requests = [{"width": 64 + 8 * (seed % 3), "height": 64} for seed in range(12)]
+    requests = [
+        {"width": 64 + 8 * (seed % 3), "height": 64, "num_inference_steps": 10}
+        for seed in range(18)
+    ]
     pictures = {}
     for record_forwards in (True, False):
 

@@ -17,6 +17,7 @@ from torch import nn
 from shared.config import Compiler
 from shared.engine.calls import replaced
 from shared.engine.cuda_graphs import CudaGraphs
+from shared.engine.declarations import arguments_of
 from shared.engine.layers import device_type
 from shared.engine.recorded_forward import RecordedForward
 
@@ -39,7 +40,7 @@ class Compilable:
         *,
         record_forwards: bool,
     ) -> None:
-        self._module, self._own = module, getattr(module, method)
+        self._module, self._method, self._own = module, method, getattr(module, method)
         self._is_adapted = is_adapted
         self._thread = threading.get_ident()
         self._compiled: Forward | None = None
@@ -91,21 +92,30 @@ class Compilable:
         if self._records_on == "cuda":
             return CudaGraphs(forward)
         if self._records_on == "cpu" and forward is self._own:
-            return RecordedForward(self._module, forward)
+            # A decoder's layers do not see to it that a row's bits are the same in a part.
+            return RecordedForward(self._module, forward, in_parts=self._method == "forward")
         return forward
 
 
 @contextmanager
 def compilable(
-    module: nn.Module,
-    is_adapted: Callable[[], bool],
-    method: str = "forward",
-    *,
-    record_forwards: bool = True,
+    module: nn.Module, is_adapted: Callable[[], bool], *, record_forwards: bool = True
 ) -> Iterator[None]:
-    """Within it, the module's `method` is a Compilable."""
-    compilable = Compilable(module, is_adapted, method, record_forwards=record_forwards)
-    with replaced(module, method, compilable):
+    """Within it, the module's forward is a Compilable."""
+    compilable = Compilable(module, is_adapted, record_forwards=record_forwards)
+    with replaced(module, "forward", compilable):
+        yield
+
+
+@contextmanager
+def recorded_decode(vae: nn.Module, *, record_forwards: bool = True) -> Iterator[None]:
+    """Within it, the autoencoder's `decode` is a Compilable that is recorded on a CPU.
+
+    On a GPU it was not tried.
+    """
+    is_known = arguments_of(vae, "decode") is not None and device_type(vae) == "cpu"
+    decode = Compilable(vae, lambda: False, "decode", record_forwards=record_forwards and is_known)
+    with replaced(vae, "decode", decode):
         yield
 
 

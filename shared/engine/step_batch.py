@@ -69,14 +69,15 @@ def describe(call: ModuleCall) -> StepCall:
     declared = arguments_of(call.module, call.method.__name__)
     if declared is None:
         return StepCall(call, CallKey(id(call.module), object()))
-    kwargs = {name: value for name, value in call.kwargs.items() if name not in declared.unused}
-    call = replace(call, kwargs=kwargs)
-    sample = kwargs[declared.sample]
+    if declared.unused:
+        used = {name: value for name, value in call.kwargs.items() if name not in declared.unused}
+        call = replace(call, kwargs=used)
+    sample = call.kwargs[declared.sample]
     rows = sample.shape[0] if isinstance(sample, Tensor) else len(sample)
     columns: list[Column] = []
     places: list[_Place] = []
     signature: list[Any] = []
-    for name, value in kwargs.items():
+    for name, value in call.kwargs.items():
         signature.append(name)
         if isinstance(value, PLAIN) and name not in declared.scalars:
             signature.append(value)

@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from shared.config import EngineConfig
 from shared.engine.calls import PipelineRun, current_run, parking, replaced
-from shared.engine.compiled import compilable
+from shared.engine.compiled import compilable, recorded_decode
 from shared.engine.declarations import arguments_of
-from shared.engine.layers import device_type, multiplies_by_row, rows_kept_apart
+from shared.engine.layers import multiplies_by_row, rows_kept_apart
 from shared.engine.prompt_cache import PromptCache, caching
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def take_over(
         vae = getattr(pipeline, "vae", None)
         if vae is not None:
             if not _changes_dtype_to_decode(vae):
-                stack.enter_context(_recorded_decode(vae, config))
+                stack.enter_context(recorded_decode(vae, record_forwards=config.record_forwards))
                 stack.enter_context(parking(vae, "decode"))
             stack.enter_context(_failing_alone(vae))
         for name, encoder in pipeline.components.items():
@@ -95,16 +95,6 @@ def _changes_dtype_to_decode(vae: nn.Module) -> bool:
     # Such a pipeline casts the whole autoencoder up before it decodes, and back after: nobody
     # else may come in between.
     return bool(getattr(vae.config, "force_upcast", False)) and vae.dtype == torch.float16
-
-
-def _recorded_decode(vae: nn.Module, config: EngineConfig) -> AbstractContextManager[None]:
-    """As denoisers are, on a CPU; on a GPU it was not tried."""
-    is_recorded = (
-        config.record_forwards
-        and arguments_of(vae, "decode") is not None
-        and device_type(vae) == "cpu"
-    )
-    return compilable(vae, lambda: False, "decode", record_forwards=is_recorded)
 
 
 @contextmanager
