@@ -132,7 +132,7 @@ def render_shards(
         runtime_env={"env_vars": CPU_WORKER},
         compute=ActorPoolStrategy(
             size=workers.concurrency,
-            max_tasks_in_flight_per_actor=2 * job.shards_at_once,
+            max_tasks_in_flight_per_actor=job.shards_at_once + 1,
             max_concurrent_calls_per_actor=job.shards_at_once,
         ),
     )

@@ -30,7 +30,7 @@ class ServiceRenderer:
     def __init__(self, service: Service, profile: ModelProfile) -> None:
         self.profile = profile
         self._service = service
-        self._window = Window(EngineConfig().max_in_flight, MAX_UNDER_WAY)
+        self._window = Window(EngineConfig().max_queued_bulk, MAX_UNDER_WAY)
         self._gone_since: float | None = None
 
     async def render(self, request: CanonicalRequest) -> GeneratedImage:

@@ -2,7 +2,7 @@
 
 python benchmarks/scaling.py
 
-Each replica has one core. How long forwards take is measured with equal requests of one to sixteen
+Each replica has one core. How long forwards take is measured with equal requests of 1 to 32
 callers for each replica, since these and Ray share the machine; then loads of other steps follow,
 by the service and in virtual time.
 """

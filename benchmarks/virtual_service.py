@@ -61,7 +61,7 @@ class ForwardTimes:
     ) -> Self:
         """Of what an engine does for one caller, and for more, who `ask` it."""
         points, decodes = [], []
-        for num_callers in (1, 2, 4, 8, 16):
+        for num_callers in (1, 2, 4, 8, 16, 32):
             ask(1)
             before = counters()
             ask(num_callers)

@@ -80,6 +80,7 @@ class ModelConfig(Settings):
 # What differs on a GPU: it takes more at once, and company that leaves no byte changed costs it a
 # good part of its speed (docs/decisions.md).
 _ON_A_GPU = {
+    "max_in_flight": 16,
     "byte_identical": False,
     "max_pixels_per_forward": 32 * 512 * 512,
     "max_pixels_per_decode": 8 * 512 * 512,
@@ -105,7 +106,8 @@ class EngineConfig(Settings):
     online work there is.
 
     With `byte_identical`, forwards carry only numbers of rows that give a picture the same bytes
-    in any company. Of these three, the defaults are a CPU's; `on` gives those of other devices.
+    in any company. Of it and the bounds in requests and pixels, the defaults are a CPU's; `on`
+    gives those of other devices.
 
     With `compile`, the denoiser is compiled when the model is loaded, by "torch" (which true stands
     for) or "openvino" (docs/engine.md). With `record_forwards`, forwards are replayed without
