@@ -77,8 +77,8 @@ class ModelConfig(Settings):
         return {"name": value} if isinstance(value, str) else value
 
 
-# What differs on a GPU: it takes more at once, and company that leaves no byte changed costs it a
-# good part of its speed (docs/decisions.md).
+# What differs on a GPU: its forwards take more at once, company that leaves no byte changed costs
+# it a good part of its speed, and more in flight were not measured (docs/decisions.md).
 _ON_A_GPU = {
     "max_in_flight": 16,
     "byte_identical": False,

@@ -24,7 +24,7 @@ from shared.engine.layers import NUM_THREADS, arranged_weights, num_threads
 
 logger = logging.getLogger(__name__)
 
-# What is saved is some milliseconds of each forward: nothing of one that takes so long.
+# What is saved is some tens of milliseconds of a forward at most: little of one so long.
 _LONG_S = 0.5
 # One does for most sizes, and for all numbers of rows; each takes half a second to make.
 _MOST_RECORDINGS = 8
