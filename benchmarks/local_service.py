@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -125,6 +126,7 @@ def local_service(
     *, num_generators: int = 1, cluster_cpus: int = NUM_CPUS, **args: Any
 ) -> Iterator[LocalService]:
     """Of the bundled model, with these arguments of the service."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with ray_folder():
         service = LocalService(cluster_cpus)
         try:
@@ -133,3 +135,4 @@ def local_service(
         finally:
             service.http.close()
             ray.shutdown()
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray leaves the kernel's: to die at once
